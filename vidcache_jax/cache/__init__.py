@@ -1,0 +1,16 @@
+"""Cache policies: one file each, one row in `POLICIES` each."""
+
+from collections.abc import Mapping
+
+from vidcache_jax.cache.full import FullCache as FullCache
+from vidcache_jax.cache.policy import CachePolicy as CachePolicy
+from vidcache_jax.cache.sliding_window import SlidingWindow as SlidingWindow
+from vidcache_jax.cache.state import CacheSpec as CacheSpec
+from vidcache_jax.cache.state import CacheView as CacheView
+from vidcache_jax.cache.state import Chunk as Chunk
+from vidcache_jax.cache.state import SlotCache as SlotCache
+
+POLICIES: Mapping[str, type[CachePolicy]] = {
+    "full": FullCache,
+    "sliding-window": SlidingWindow,
+}

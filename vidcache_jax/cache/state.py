@@ -1,0 +1,84 @@
+"""What passes between the model and a cache policy. All arrays are those of ONE layer."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from vidcache_jax.array_typing import (
+    CachedHeads,
+    CachedPositions,
+    FrameNumber,
+    Heads,
+    Positions,
+    Visible,
+)
+
+LayerCache = Any
+"""A policy's pytree for one layer; stacked over layers it gains a leading axis L."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """The static facts a policy allocates from.
+
+    Attributes:
+      grid: (rows, columns) of tokens in a latent frame.
+      dtype: of stored keys and values.
+    """
+
+    batch: int
+    num_heads: int
+    head_dim: int
+    grid: tuple[int, int]
+    frames_per_chunk: int
+    dtype: Any
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Clean queries, keys and values of the chunk to be committed, un-rotated."""
+
+    q: Heads
+    k: Heads
+    v: Heads
+    start_frame: FrameNumber
+    """Number of the chunk's first latent frame in the video."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CacheView:
+    """What a chunk may attend to, and at which RoPE positions.
+
+    ``visible`` is the only thing that says which tokens exist: k and v of the others are garbage.
+    """
+
+    k: CachedHeads
+    v: CachedHeads
+    position: CachedPositions
+    visible: Visible
+    query_position: Positions
+    """Positions of the chunk's own tokens, for its queries and for its keys alike."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotCache:
+    """K slots of one latent frame each: the storage of every frame-level policy.
+
+    Slot order means nothing; ``frame_index`` alone says what a slot holds.
+    """
+
+    k: Float[Array, "*stack B N S H"]
+    """Un-rotated keys."""
+    v: Float[Array, "*stack B N S H"]
+    frame_index: Int[Array, "*stack B K"]
+    """Latent frame number in each slot, -1 = empty."""
+    grid: tuple[int, int] = dataclasses.field(metadata={"static": True})

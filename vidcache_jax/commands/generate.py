@@ -1,0 +1,169 @@
+"""Text to a playable mp4, written while it is being made."""
+
+import contextlib
+import dataclasses
+import time
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+from vidcache_jax import __version__
+from vidcache_jax.cache import CachePolicy
+from vidcache_jax.commands.compilation_cache import enable_compilation_cache
+from vidcache_jax.commands.policy_option import fitted, take_policy_name, with_policy_options
+from vidcache_jax.loading import load_model
+from vidcache_jax.models.video_model import VideoModel
+from vidcache_jax.sampling.contact_sheet import ContactSheet
+from vidcache_jax.sampling.frame_sink import FrameSink
+from vidcache_jax.sampling.session import Session, chunks_for
+from vidcache_jax.sampling.writer import VideoWriter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateArgs:
+    """Generate a video from a prompt, chunk by chunk, writing it while it is being made.
+
+    --policy NAME decides what the model remembers; the options of the policy in use are listed
+    below, those of another by --policy NAME --help. Without any option a demo is made.
+    """
+
+    prompt: str = "a red circle bounces and a blue square drifts left in the meadow"
+    """What to show, in the model's words; an unknown word is answered with the vocabulary."""
+    seconds: float = 20.0
+    """Length of the video; rounded up to whole chunks."""
+    seed: int = 0
+    """Of all noise: the same seed makes the same video."""
+    out: Path = Path("video.mp4")
+    """The mp4 to write; an existing file is replaced when the new one is complete."""
+    contact_sheet: Path | None = None
+    """Also write a picture (.png) of frames over time."""
+    model: str = "tiny"
+    """The model to run."""
+    scale: int = 4
+    """Enlarge every pixel to scale x scale in the mp4."""
+    compilation_cache: Path = Path("~/.cache/vidcache_jax")
+    """Folder in which compiled programs are kept, so that the next run starts faster."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What was made, and in what time."""
+
+    frames: int
+    frames_per_second: float
+    total: float
+    """Seconds from loading the model to the finished file."""
+    first_chunk: float
+    """Seconds of the first chunk, in which the program is compiled."""
+    later_frames: int
+    later: float
+    """Frames and seconds of all chunks after the first."""
+
+    def line(self) -> str:
+        """One line that says what is counted."""
+        video = self.frames / self.frames_per_second
+        text = f"{self.frames} frames = {video:.1f} s of video in {self.total:.1f} s"
+        if self.later_frames:
+            text += f", {self.later_frames / self.later:.1f} FPS after the first chunk"
+        return text + (
+            f" ({self.first_chunk:.1f} s, with compilation). Counted: pixel frames; "
+            "text encoding, denoise and commit passes, decoding, mp4 encoding"
+        )
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns the exit status."""
+    console = Console(stderr=True)
+    try:
+        policy_name, rest = take_policy_name(argv)
+        args_type = with_policy_options(GenerateArgs, policy_name)
+        args = tyro.cli(args_type, args=rest, prog="vidcache generate")
+        is_complete = generate(args, args.policy, rest, console)
+    except (ValueError, OSError) as error:
+        message = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        console.print(f"vidcache generate: {message}", style="red", markup=False, highlight=False)
+        return 2
+    return 0 if is_complete else 130
+
+
+def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console: Console) -> bool:
+    """Makes the video; False if it was interrupted (what was made is kept and plays).
+
+    Raises:
+      ValueError: an option is impossible. OSError: a file cannot be written.
+    """
+    started = time.perf_counter()
+    enable_compilation_cache(args.compilation_cache)
+    model = load_model(args.model)
+    num_chunks = chunks_for(args.seconds, model)
+    num_latents = num_chunks * model.rollout.frames_per_chunk
+    policy = fitted(policy, given, num_latents)
+    session = Session(model, policy, prompt=args.prompt, seed=args.seed)
+    chunks = session.generate(args.seconds)
+    chunk_ends, is_complete, written = [time.perf_counter()], True, []
+    with contextlib.ExitStack() as files:
+        sinks: list[FrameSink] = [files.enter_context(_video(args, model, policy))]
+        if args.contact_sheet is not None:
+            sheet = ContactSheet(
+                args.contact_sheet,
+                total_frames=model.codec.num_pixel_frames(num_latents),
+                fps=model.frames_per_second,
+                scale=max(1, args.scale // 2),
+            )
+            sinks.append(files.enter_context(sheet))
+        progress = files.enter_context(Progress(*_columns(), console=console))
+        task = progress.add_task("compiling", total=num_chunks, fps=0.0, cache=_cache(session))
+        try:
+            for frames in chunks:
+                for sink in sinks:
+                    sink.write(frames)
+                chunk_ends.append(time.perf_counter())
+                written.append(len(frames))
+                rate = sum(written[1:]) / max(chunk_ends[-1] - chunk_ends[1], 1e-9)
+                progress.update(
+                    task, advance=1, description="generating", fps=rate, cache=_cache(session)
+                )
+        except KeyboardInterrupt:
+            is_complete = False
+    timing = Timing(
+        frames=sum(written),
+        frames_per_second=model.frames_per_second,
+        total=time.perf_counter() - started,
+        first_chunk=chunk_ends[min(1, len(written))] - chunk_ends[0],
+        later_frames=sum(written[1:]),
+        later=chunk_ends[-1] - chunk_ends[min(1, len(written))],
+    )
+    if not is_complete:
+        console.print(f"interrupted after {len(written)} of {num_chunks} chunks")
+    if written:
+        for sink in sinks:
+            console.print(f"wrote {sink.path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(timing.line(), markup=False, highlight=False, soft_wrap=True)
+    return is_complete
+
+
+def _video(args: GenerateArgs, model: VideoModel, policy: CachePolicy) -> VideoWriter:
+    return VideoWriter(
+        args.out,
+        fps=model.frames_per_second,
+        scale=args.scale,
+        title=args.prompt,
+        comment=f"vidcache_jax {__version__}: {model.name}, {policy}, seed {args.seed}",
+    )
+
+
+def _cache(session: Session) -> str:
+    return f"{session.cache_nbytes / 2**20:.1f} MiB, {session.cache_fill:.0%} full"
+
+
+def _columns() -> list[ProgressColumn]:
+    return [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("chunk {task.completed}/{task.total}"),
+        TextColumn("{task.fields[fps]:.1f} FPS"),
+        TimeRemainingColumn(),
+        TextColumn("cache {task.fields[cache]}"),
+    ]

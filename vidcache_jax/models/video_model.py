@@ -1,0 +1,42 @@
+"""VideoModel: a text-to-video model ready to run, whatever it was loaded from."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from vidcache_jax.array_typing import Params
+from vidcache_jax.config import RolloutConfig, WanConfig
+from vidcache_jax.models.codec import Codec
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class VideoModel:
+    """The parts of a text-to-video model and the settings it was trained for.
+
+    Attributes:
+      name: shown to the user.
+      config, params: the causal DiT.
+      rollout: chunk size and denoise steps the weights expect.
+      codec, codec_params: between latents and pixels.
+      embed_text: prompt -> text encoder output; raises ValueError for a prompt it cannot read.
+      latent_size: (Y, X) of the latents the model was trained on.
+      frames_per_second: pixel frames a second of video.
+    """
+
+    name: str
+    config: WanConfig
+    params: Params
+    rollout: RolloutConfig
+    codec: Codec
+    codec_params: Any
+    embed_text: Callable[[str], Float[Array, "Tt text_dim"]]
+    latent_size: tuple[int, int]
+    frames_per_second: float
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(height, width) of the video in pixels."""
+        height, width = self.latent_size
+        return height * self.codec.spatial_stride, width * self.codec.spatial_stride

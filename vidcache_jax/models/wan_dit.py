@@ -1,0 +1,222 @@
+"""The causal Wan DiT as pure functions of (params, inputs, cache).
+
+Parameters are a plain nested dict; ``params["blocks"]`` is stacked over layers and scanned.
+
+    encode_text   prompt -> cross-attention keys and values of every layer, once per prompt
+    denoise       noisy chunk, cache (read only) -> flow
+    commit        clean chunk, cache -> cache; the one pass that writes
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidcache_jax.array_typing import FrameNumber, Heads, Latents, Params, Timesteps
+from vidcache_jax.cache.policy import CachePolicy
+from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk
+from vidcache_jax.config import WanConfig
+from vidcache_jax.models.rope import rotate
+from vidcache_jax.models.wan_block import (
+    Head,
+    PatchEmbedding,
+    TextEmbedding,
+    TimeEmbedding,
+    WanBlock,
+)
+from vidcache_jax.ops.attention import attention, merge
+
+StackedCache = Any
+"""A policy's cache with a leading layer axis on every array."""
+TextKV = tuple[Any, Any]
+"""Cross-attention (keys, values), each [L, B, N, text_len, H]."""
+
+
+def init_params(config: WanConfig, key: jax.Array, dtype=jnp.float32) -> Params:
+    """Random parameters; the head's projection is zero, so the first flow is zero."""
+    stem_keys, block_keys = jax.random.split(key), jax.random.split(key, config.num_layers)
+    keys = jax.random.split(stem_keys[0], 4)
+    _, rows, columns = config.patch_size
+    latents = jnp.zeros((1, 1, rows, columns, config.in_dim))
+    text = jnp.zeros((1, config.text_len, config.text_dim))
+    tokens, e = jnp.zeros((1, 1, config.dim)), jnp.zeros((1, 1, config.dim))
+    e0 = jnp.zeros((1, 1, 6, config.dim))
+
+    def block(key):
+        attend = lambda q, k, v: (v, None)
+        block = WanBlock(config)
+        return block.init(key, tokens, e0, tokens, attend, method=WanBlock.with_text)["params"]
+
+    params = {
+        "patch_embedding": PatchEmbedding(config).init(keys[0], latents)["params"],
+        "time": TimeEmbedding(config).init(keys[1], jnp.zeros((1, 1)), jnp.float32)["params"],
+        "text": TextEmbedding(config).init(keys[2], text)["params"],
+        "blocks": jax.vmap(block)(block_keys),
+        "head": Head(config).init(keys[3], tokens, e, (1, 1))["params"],
+    }
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def abstract_params(config: WanConfig, dtype=jnp.float32) -> Params:
+    """Shapes and dtypes of the parameters, without allocating them."""
+    return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
+
+
+def param_dtype(params: Params):
+    """The dtype the model computes in: that of its parameters."""
+    return params["patch_embedding"]["proj"]["kernel"].dtype
+
+
+def cache_spec(
+    config: WanConfig, batch: int, latent_size: tuple[int, int], frames_per_chunk: int, dtype
+) -> CacheSpec:
+    """What one layer of this model needs a policy to store, for latents of (Y, X)."""
+    return CacheSpec(
+        batch=batch,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        grid=config.token_grid(*latent_size),
+        frames_per_chunk=frames_per_chunk,
+        dtype=dtype,
+    )
+
+
+def init_cache(policy: CachePolicy, spec: CacheSpec, num_layers: int) -> StackedCache:
+    """Empty caches of all layers, stacked."""
+    layer = policy.init(spec)
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_layers, axis=0), layer)
+
+
+def cache_nbytes(cache: StackedCache) -> int:
+    """Bytes of every buffer of a cache (arrays or their abstract shapes)."""
+    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(cache))
+
+
+def encode_text(params: Params, config: WanConfig, text_embeds: jax.Array) -> TextKV:
+    """Cross-attention keys and values of each layer from text encoder output.
+
+    Args:
+      text_embeds: [B, <= text_len, text_dim]; zero padded to text_len here, and the padding is
+        attended like any token, as Wan does.
+
+    Raises:
+      ValueError: the text is too long or of another width.
+    """
+    _, length, width = text_embeds.shape
+    if width != config.text_dim or length > config.text_len:
+        raise ValueError(
+            f"text embeddings of {length} x {width} do not fit the model's "
+            f"text_len={config.text_len} x text_dim={config.text_dim}"
+        )
+    padded = jnp.pad(text_embeds, ((0, 0), (0, config.text_len - length), (0, 0)))
+    text = TextEmbedding(config).apply(
+        {"params": params["text"]}, padded.astype(param_dtype(params))
+    )
+
+    def layer(block_params):
+        return WanBlock(config).apply(
+            {"params": block_params}, text, method=WanBlock.text_key_value
+        )
+
+    return jax.lax.map(layer, params["blocks"])
+
+
+def denoise(
+    params: Params,
+    config: WanConfig,
+    policy: CachePolicy,
+    latents: Latents,
+    timestep: Timesteps,
+    text_kv: TextKV,
+    cache: StackedCache,
+    start_frame: FrameNumber,
+) -> Latents:
+    """Flow of a noisy chunk given the past: ``flow ~ noise - clean``. Writes nothing."""
+
+    def layer(x, layer_inputs):
+        block_params, text, layer_cache = layer_inputs
+
+        def attend(q: Heads, k: Heads, v: Heads):
+            view = policy.read(layer_cache, start_frame, latents.shape[1])
+            q, k = rotate(q, view.query_position), rotate(k, view.query_position)
+            return merge(attend_view(q, view), attention(q, k, v)).out, None
+
+        return WanBlock(config).apply({"params": block_params}, x, e0, text, attend)
+
+    x, e, e0 = embed_chunk(params, config, latents, timestep)
+    # The cache is scanned read-only: returning it from the scan would cost a second cache.
+    x, _ = jax.lax.scan(layer, x, (params["blocks"], text_kv, cache))
+    grid = config.token_grid(*latents.shape[2:4])
+    return Head(config).apply({"params": params["head"]}, x, e, grid)
+
+
+def commit(
+    params: Params,
+    config: WanConfig,
+    policy: CachePolicy,
+    latents: Latents,
+    timestep: Timesteps,
+    text_kv: TextKV,
+    cache: StackedCache,
+    start_frame: FrameNumber,
+) -> StackedCache:
+    """Runs the clean chunk through the model and lets the policy update every layer's cache.
+
+    Layer l updates its cache before it attends, so that what the policy recalled or edited is
+    what layer l + 1 sees (as in the references' context pass).
+    """
+
+    def layer(carry, layer_inputs):
+        x, cache = carry
+        block_params, text, index = layer_inputs
+
+        def attend(q: Heads, k: Heads, v: Heads):
+            own = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), cache
+            )
+            updated = policy.commit(own, Chunk(q, k, v, start_frame))
+            view = policy.read(updated, start_frame, latents.shape[1])
+            return attend_view(rotate(q, view.query_position), view).out, updated
+
+        x, updated = WanBlock(config).apply({"params": block_params}, x, e0, text, attend)
+        # In the carry, not in the scan's outputs: XLA then writes layer by layer into the donated
+        # buffer instead of into a second one.
+        cache = jax.tree.map(
+            lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, 0),
+            cache,
+            updated,
+        )
+        return (x, cache), None
+
+    x, _, e0 = embed_chunk(params, config, latents, timestep)
+    layers = jnp.arange(config.num_layers, dtype=jnp.int32)
+    (_, cache), _ = jax.lax.scan(layer, (x, cache), (params["blocks"], text_kv, layers))
+    return policy.settle(cache, start_frame)
+
+
+def attend_view(q: Heads, view: CacheView):
+    """Attention of rotated queries over a view; its keys are rotated here, on read."""
+    k = rotate(view.k, view.position).astype(q.dtype)
+    return attention(q, k, view.v.astype(q.dtype), view.visible[:, :, None])
+
+
+def embed_chunk(params: Params, config: WanConfig, latents: Latents, timestep: Timesteps):
+    """(tokens, e, e0): the inputs of the layer stack, in the parameters' dtype."""
+    dtype = param_dtype(params)
+    x = PatchEmbedding(config).apply({"params": params["patch_embedding"]}, latents.astype(dtype))
+    e, e0 = TimeEmbedding(config).apply({"params": params["time"]}, timestep, dtype)
+    return x, e, e0
+
+
+__all__ = [
+    "abstract_params",
+    "cache_nbytes",
+    "cache_spec",
+    "commit",
+    "denoise",
+    "encode_text",
+    "init_cache",
+    "init_params",
+    "param_dtype",
+]

@@ -1,0 +1,1 @@
+"""The built-in sprite world: videos drawn on the fly, their prompts, and a small codec."""
