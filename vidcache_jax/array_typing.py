@@ -17,6 +17,8 @@ Latents = Float[Array, "B F Y X C"]
 Tokens = Float[Array, "B T D"]
 Heads = Float[Array, "B N T H"]
 """Per-head queries, keys or values of T tokens."""
+TextHeads = Float[Array, "B N Tt H"]
+"""Cross-attention keys or values of the Tt text tokens."""
 CachedHeads = Float[Array, "B N S H"]
 Positions = Int[Array, "B G T 3"]
 """(frame, row, column) of each token, the three axes of RoPE."""
@@ -25,4 +27,5 @@ Visible = Bool[Array, "B G S"]
 Timesteps = Float[Array, "B F"]
 """Diffusion time of each latent frame, 0 (clean) to 1000 (noise)."""
 FrameNumber = Int[Array, ""]
-Params = PyTree[Float[Array, "..."]]
+Params = PyTree
+"""Parameters (arrays) or their shapes: a plain nested dict."""

@@ -14,7 +14,7 @@ when made. Its methods are pure, work on one layer, and run under `jit`. The con
     C8  time is an int32 frame number without limit
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Int
 
@@ -22,6 +22,7 @@ from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk, LayerCache
 
 
+@runtime_checkable
 class CachePolicy(Protocol):
     """What the rollout needs of a policy; subclass it to inherit the defaults."""
 

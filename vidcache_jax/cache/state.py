@@ -1,19 +1,14 @@
-"""What passes between the model and a cache policy. All arrays are those of ONE layer."""
+"""What passes between the model and a cache policy.
+
+Policies see the arrays of one layer. ``*stack`` stands for the leading axes that stacking over
+layers, or mapping, adds.
+"""
 
 import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
-
-from vidcache_jax.array_typing import (
-    CachedHeads,
-    CachedPositions,
-    FrameNumber,
-    Heads,
-    Positions,
-    Visible,
-)
+from jaxtyping import Array, Bool, Float, Int
 
 LayerCache = Any
 """A policy's pytree for one layer; stacked over layers it gains a leading axis L."""
@@ -45,10 +40,10 @@ class CacheSpec:
 class Chunk:
     """Clean queries, keys and values of the chunk to be committed, un-rotated."""
 
-    q: Heads
-    k: Heads
-    v: Heads
-    start_frame: FrameNumber
+    q: Float[Array, "*stack B N T H"]
+    k: Float[Array, "*stack B N T H"]
+    v: Float[Array, "*stack B N T H"]
+    start_frame: Int[Array, "*stack"]
     """Number of the chunk's first latent frame in the video."""
 
 
@@ -60,11 +55,12 @@ class CacheView:
     ``visible`` is the only thing that says which tokens exist: k and v of the others are garbage.
     """
 
-    k: CachedHeads
-    v: CachedHeads
-    position: CachedPositions
-    visible: Visible
-    query_position: Positions
+    k: Float[Array, "*stack B N S H"]
+    v: Float[Array, "*stack B N S H"]
+    position: Int[Array, "*stack B G S 3"]
+    """(frame, row, column) at which a key is rotated."""
+    visible: Bool[Array, "*stack B G S"]
+    query_position: Int[Array, "*stack B G T 3"]
     """Positions of the chunk's own tokens, for its queries and for its keys alike."""
 
 

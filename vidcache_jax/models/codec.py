@@ -1,6 +1,6 @@
 """What a pixel <-> latent codec looks like to the sampler."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -11,6 +11,7 @@ Frames = Float[Array, "B F H W 3"]
 """Pixels in [-1, 1], channels last."""
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Static facts and pure functions of one autoencoder; hashable, so it may be a jit constant.
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from vidcache_jax.array_typing import Heads, Latents, Timesteps, Tokens
+from vidcache_jax.array_typing import Heads, Latents, TextHeads, Timesteps, Tokens
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.layers import (
     AttentionProjections,
@@ -53,7 +53,7 @@ class WanBlock(nn.Module):
         self,
         x: Tokens,
         time: Float[Array, "B F 6 D"],
-        text_kv: tuple[Heads, Heads],
+        text_kv: tuple[TextHeads, TextHeads],
         attend: Attend,
     ) -> tuple[Tokens, Any]:
         modulation = time + self.modulation[:, None].astype(time.dtype)
@@ -78,7 +78,7 @@ class WanBlock(nn.Module):
         """The whole block from the embedded prompt; touches every parameter, for `init`."""
         return self(x, time, self.text_key_value(text), attend)
 
-    def text_key_value(self, text: Float[Array, "B Tt D"]) -> tuple[Heads, Heads]:
+    def text_key_value(self, text: Float[Array, "B Tt D"]) -> tuple[TextHeads, TextHeads]:
         """Cross-attention keys and values of the embedded prompt."""
         return self.cross_attn.key_value(text)
 

@@ -41,7 +41,7 @@ def replay(
     policy: CachePolicy,
     *,
     noise: Float[np.ndarray, "B F C Y X"],
-    renoise: Float[np.ndarray, "chunks steps-1 B f C Y X"],
+    renoise: Float[np.ndarray, "chunks later B f C Y X"],
     text_embeds: Float[np.ndarray, "B Tt text_dim"],
     denoise_timesteps: Sequence[float] = (1000, 750, 500, 250),
     timestep_shift: float = 5.0,

@@ -57,7 +57,7 @@ class Rollout:
         state: RolloutState,
         text_kv: wan_dit.TextKV,
         noise: Latents,
-        renoise: Float[Array, "steps-1 B F Y X C"],
+        renoise: Float[Array, "later B F Y X C"],
     ) -> tuple[RolloutState, ChunkResult]:
         """Makes one chunk.
 
@@ -112,7 +112,7 @@ class Rollout:
 
 def chunk_noise(
     key: jax.Array, chunk_index: Array, num_steps: int, shape: tuple[int, ...]
-) -> tuple[Float[Array, "B F Y X C"], Float[Array, "steps-1 B F Y X C"]]:
+) -> tuple[Float[Array, "B F Y X C"], Float[Array, "later B F Y X C"]]:
     """A chunk's initial and fresh noise: one key per (seed, chunk, step).
 
     A resumed or re-sharded rollout therefore draws the same noise.

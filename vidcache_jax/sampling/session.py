@@ -56,8 +56,8 @@ def make_chunk(
     noise, renoise = chunk_noise(key, start // num_frames, steps, latent_shape)
     next_rollout, chunk = rollout.step(params, state.rollout, text_kv, noise, renoise)
     frames, codec_state = codec.decode(codec_params, chunk.latents, state.codec)
-    view = jax.vmap(lambda cache: rollout.policy.read(cache, start, num_frames))(next_rollout.cache)
-    fill = jnp.mean(view.visible.astype(jnp.float32))
+    visible = lambda cache: rollout.policy.read(cache, start, num_frames).visible
+    fill = jnp.mean(jax.vmap(visible)(next_rollout.cache).astype(jnp.float32))
     return SessionState(next_rollout, codec_state), to_uint8(frames), fill
 
 
@@ -136,20 +136,22 @@ class Session:
         self._rollout.check_length(frames)
         return self._chunks(chunks)
 
-    def _chunks(self, count: int) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
+    def abstract_cache(self) -> wan_dit.StackedCache:
+        """Shapes and dtypes of the cache, stacked over layers."""
+        return jax.eval_shape(lambda state: state, self._state).rollout.cache
+
+    def compiled_chunk(self) -> jax.stages.Compiled:
+        """The chunk program as compiled, for looking at its HLO and memory."""
+        return make_chunk.lower(*self._arguments()).compile()
+
+    def _arguments(self) -> tuple[Any, ...]:
         model = self.model
-        channels = model.config.in_dim
-        shape = (1, model.rollout.frames_per_chunk, *model.latent_size, channels)
+        shape = (1, model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim)
+        weights = (model.params, model.codec_params)
+        return self._rollout, model.codec, shape, *weights, self._state, self._text_kv, self._key
+
+    def _chunks(self, count: int) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
         for _ in range(count):
-            self._state, frames, self._fill = make_chunk(
-                self._rollout,
-                model.codec,
-                shape,
-                model.params,
-                model.codec_params,
-                self._state,
-                self._text_kv,
-                self._key,
-            )
+            self._state, frames, self._fill = make_chunk(*self._arguments())
             self._chunks_made += 1
             yield np.asarray(frames[0])

@@ -17,13 +17,14 @@ from vidcache_jax.array_typing import Latents, Params
 from vidcache_jax.models.codec import Frames
 
 Plane = Float[Array, "B Y X C"]
+Resized = Float[Array, "B y x c"]
 
 
-def space_to_depth(x: Plane, stride: int) -> Plane:
+def space_to_depth(x: Plane, stride: int) -> Resized:
     return rearrange(x, "b (y i) (x j) c -> b y x (i j c)", i=stride, j=stride)
 
 
-def depth_to_space(x: Plane, stride: int) -> Plane:
+def depth_to_space(x: Plane, stride: int) -> Resized:
     return rearrange(x, "b y x (i j c) -> b (y i) (x j) c", i=stride, j=stride)
 
 
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
     config: "SpriteCodec"
 
     @nn.compact
-    def __call__(self, frames: Float[Array, "B H W 3"]) -> Plane:
+    def __call__(self, frames: Float[Array, "B H W 3"]) -> Resized:
         c = self.config
         x = nn.Conv(c.fine_width, (3, 3), name="stem")(space_to_depth(frames, 4))
         x = space_to_depth(Residual(name="fine")(x), 2)

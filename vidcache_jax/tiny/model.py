@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vidcache_jax.config import RolloutConfig, WanConfig
@@ -42,4 +42,4 @@ def embed_text(text: str) -> Float[Array, "slots text_dim"]:
     Raises:
       ValueError: the prompt has unknown words or cannot be read; the message says how to mend it.
     """
-    return prompt.embed(np.asarray(prompt.tokenize(text)))
+    return prompt.embed(jnp.asarray(prompt.tokenize(text)))

@@ -69,8 +69,8 @@ class Scene:
     rate: Int[Array, "2 2"]
     place: Int[Array, ""]
     horizon: Float[Array, ""]
-    hill_height: Float[Array, "waves"]
-    hill_phase: Float[Array, "waves"]
+    hill_height: Float[Array, " waves"]
+    hill_phase: Float[Array, " waves"]
     landmark_is_house: Bool[Array, "2"]
     landmark_colour: Int[Array, "2"]
     landmark_x: Float[Array, "2"]
@@ -247,7 +247,7 @@ def _draw(scene: Scene, frame_index: Int[Array, ""], config: WorldConfig) -> pai
 
 def render(
     scene: Scene,
-    frame_index: Int[Array, "F"],
+    frame_index: Int[Array, " F"],
     config: WorldConfig = WorldConfig(),  # noqa: B008
 ) -> Float[Array, "F H W 3"]:
     """Frames of one scene, in [-1, 1], at any non-negative frame numbers in any order."""

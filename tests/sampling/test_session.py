@@ -1,0 +1,129 @@
+"""A session makes the same video however it is cut, in one program, within its cache."""
+
+import jax
+import numpy as np
+import pytest
+
+import vidcache_jax as vj
+from tests.toy import toy_model
+from vidcache_jax.sampling.session import chunks_for
+
+PROMPT = "a red circle bounces"
+POLICIES = {
+    "full": vj.FullCache(capacity=150),
+    "sliding-window": vj.SlidingWindow(window_size=7, sink_size=2),
+}
+
+
+def video(session: vj.Session, seconds: float) -> np.ndarray:
+    return np.concatenate(list(session.generate(seconds)))
+
+
+@pytest.fixture(scope="module")
+def model() -> vj.VideoModel:
+    return toy_model()
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+def test_one_program_over_fifty_chunks(model, policy):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        chunks = vj.Session(model, policy, prompt=PROMPT).generate(50 * 3 / 8)
+        next(chunks)
+        after_first = len(compiled)
+        assert after_first > 0
+        assert sum(1 for _ in chunks) == 49
+        assert len(compiled) == after_first
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_frames_are_uint8_images_that_change(model):
+    frames = video(vj.Session(model, POLICIES["full"], prompt=PROMPT), 1.0)
+    assert frames.dtype == np.uint8
+    assert frames.shape == (9, 16, 32, 3)  # 8 frames, rounded up to chunks of 3
+    assert all((a != b).any() for a, b in zip(frames, frames[1:], strict=False))
+
+
+def test_same_seed_same_video_in_one_go_or_in_pieces(model):
+    policy = POLICIES["sliding-window"]
+    whole = video(vj.Session(model, policy, prompt=PROMPT, seed=5), 18 / 8)
+    session = vj.Session(model, policy, prompt=PROMPT, seed=5)
+    pieces = np.concatenate([video(session, 6 / 8), video(session, 12 / 8)])
+    np.testing.assert_array_equal(whole, pieces)
+    other = video(vj.Session(model, policy, prompt=PROMPT, seed=6), 18 / 8)
+    assert (whole != other).any()
+
+
+def test_prompt_changes_the_video(model):
+    one = video(vj.Session(model, POLICIES["full"], prompt=PROMPT), 0.3)
+    other = video(vj.Session(model, POLICIES["full"], prompt="a blue square circles"), 0.3)
+    assert (one != other).any()
+
+
+def test_policy_changes_only_what_is_forgotten(model):
+    """Until a window of 7 overflows it gives the full cache's video, and then no longer."""
+    window = vj.SlidingWindow(window_size=7)
+    full = video(vj.Session(model, vj.FullCache(capacity=12), prompt=PROMPT), 12 / 8).astype(int)
+    short = video(vj.Session(model, window, prompt=PROMPT), 12 / 8).astype(int)
+    assert abs(full[:6] - short[:6]).max() <= 1
+    assert abs(full[9:] - short[9:]).max() > 1
+
+
+def test_cache_reports_its_buffers_and_fill(model):
+    session = vj.Session(model, vj.SlidingWindow(window_size=6), prompt=PROMPT)
+    config = model.config
+    tokens = 2  # of 2 x 4 latents in patches of 2 x 2
+    kv = 2 * config.num_layers * 6 * tokens * config.dim * 4
+    assert session.cache_nbytes == kv + config.num_layers * 6 * 4
+    assert session.cache_fill == 0
+    video(session, 3 / 8)
+    assert session.cache_fill == pytest.approx(0.5)
+    video(session, 6 / 8)
+    assert session.cache_fill == pytest.approx(1.0)
+    assert session.chunks_made == 3
+
+
+def test_cache_is_donated(model):
+    session = vj.Session(model, POLICIES["sliding-window"], prompt=PROMPT)
+    before = jax.tree.leaves(session._state.rollout.cache)
+    video(session, 3 / 8)
+    assert all(leaf.is_deleted() for leaf in before)
+
+
+@pytest.mark.parametrize("frames_per_chunk", [1, 4])
+def test_other_chunk_sizes(frames_per_chunk):
+    model = toy_model(frames_per_chunk=frames_per_chunk)
+    session = vj.Session(model, vj.SlidingWindow(window_size=6, sink_size=1), prompt=PROMPT)
+    assert video(session, 8 / 8).shape[0] == 8
+
+
+def test_refuses_what_a_full_cache_cannot_hold_before_any_work(model):
+    session = vj.Session(model, vj.FullCache(capacity=9), prompt=PROMPT)
+    with pytest.raises(ValueError, match=r"holds 9 latent frames, but this video needs 12.*raise"):
+        session.generate(12 / 8)
+    video(session, 9 / 8)
+    with pytest.raises(ValueError, match="holds 9 latent frames"):
+        session.generate(1 / 8)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_refuses_impossible_lengths(model, seconds):
+    session = vj.Session(model, POLICIES["full"], prompt=PROMPT)
+    with pytest.raises(ValueError, match="must be a positive number of seconds"):
+        session.generate(seconds)
+
+
+def test_refuses_a_policy_too_small_for_a_chunk(model):
+    with pytest.raises(ValueError, match="too few for a chunk of 3"):
+        vj.Session(model, vj.SlidingWindow(window_size=4, sink_size=2), prompt=PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chunks"), [(0.01, 1), (3 / 8, 1), (0.4, 2), (30, 80), (3600, 9600)]
+)
+def test_chunks_for(model, seconds, chunks):
+    assert chunks_for(seconds, model) == chunks

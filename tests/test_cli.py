@@ -1,0 +1,127 @@
+"""The command line as a user meets it: a video, one clear error, or a clean stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import jax
+import pytest
+from PIL import Image
+
+from vidcache_jax.cache import POLICIES
+from vidcache_jax.cli import main
+
+
+@pytest.fixture(autouse=True)
+def restore_compilation_cache():
+    """The command sets JAX's compilation cache; the other tests keep theirs."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+def run(tmp_path: Path, compiled: str, *options: str) -> int:
+    out = [] if "--out" in options else ["--out", str(tmp_path / "video.mp4")]
+    try:
+        return main(["generate", *options, *out, "--compilation-cache", compiled])
+    except SystemExit as exit_:  # how the option parser refuses
+        return int(exit_.code or 0)
+
+
+def frames_in(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_makes_a_video_and_a_contact_sheet(tmp_path, compiled, capsys, policy):
+    sheet = tmp_path / "sheet.png"
+    options = ("--seconds", "1", "--policy", policy, "--contact-sheet", str(sheet))
+    assert run(tmp_path, compiled, *options) == 0
+    assert frames_in(tmp_path / "video.mp4") == 9
+    with Image.open(sheet) as picture:
+        assert picture.width > 6 * 64
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("9 frames = 1.1 s of video in ")
+    assert "Counted: pixel frames; text encoding" in last
+
+
+def test_hyper_parameters_are_options(tmp_path, compiled):
+    options = ("--seconds", "0.3", "--window-size", "8", "--sink-size", "2", "--rope", "absolute")
+    assert run(tmp_path, compiled, *options) == 0
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        made_by = container.metadata["comment"]
+    assert "SlidingWindow(window_size=8, sink_size=2, rope='absolute')" in made_by
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt", "a crimson circle eats"], ["'crimson'", "'eats'", "knows:", "triangle"]),
+        (["--prompt", ""], ["names no sprite"]),
+        (["--seconds", "0"], ["seconds=0", "positive"]),
+        (["--seconds", "-2"], ["seconds=-2", "positive"]),
+        (["--window-size", "4", "--sink-size", "2"], ["too few for a chunk of 3"]),
+        (["--window-size", "6", "--sink-size", "9"], ["sink_size=9", "window_size=6"]),
+        (["--policy", "full", "--capacity", "8", "--seconds", "2"], ["holds 8", "needs 18"]),
+        (["--policy", "elephant"], ["'elephant'", "sliding-window"]),
+        (["--policy"], ["policies are"]),
+        (["--model", "huge"], ["'huge'", "tiny"]),
+        (["--out", "/nonexistent/video.mp4"], ["no directory"]),
+        (["--out", "/dev"], ["directory"]),
+        (["--out", "video.gif"], [".mp4"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_clear_error(tmp_path, compiled, capsys, options, message):
+    assert run(tmp_path, compiled, *options) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    for part in message:
+        assert part in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_command_and_help(capsys):
+    assert main(["paint"]) == 2
+    assert "no command 'paint'" in capsys.readouterr().err
+    assert main([]) == 0
+    assert "generate" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        main(["generate", "--policy", "full", "--help"])
+    assert exit_.value.code == 0
+    assert "--capacity" in capsys.readouterr().out
+
+
+def test_interrupt_keeps_a_video_that_plays(tmp_path, compiled):
+    out = tmp_path / "video.mp4"
+    command = [sys.executable, "-m", "vidcache_jax", "generate", "--seconds", "36000",
+               "--out", str(out), "--compilation-cache", compiled]  # fmt: skip
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
+    partial = tmp_path / ".video.mp4.partial"
+    deadline = time.monotonic() + 120
+    while not (partial.exists() and partial.stat().st_size > 4096):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert "interrupted after" in printed
+    assert frames_in(out) >= 3
+    assert [path.name for path in tmp_path.iterdir()] == ["video.mp4"]
