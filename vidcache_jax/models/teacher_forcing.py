@@ -9,8 +9,9 @@ flow equals `wan_dit.denoise` with a `FullCache` chunk by chunk, without a cache
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Float
 
-from vidcache_jax.array_typing import Heads, Latents, Params, Timesteps
+from vidcache_jax.array_typing import Heads, Params
 from vidcache_jax.cache.slots import chunk_frames, grid_positions
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.rope import rotate
@@ -22,27 +23,33 @@ from vidcache_jax.ops.attention import AttentionPart, attention, merge
 def teacher_forcing(
     params: Params,
     config: WanConfig,
-    clean: Latents,
-    clean_timestep: Timesteps,
-    noisy: Latents,
-    noisy_timestep: Timesteps,
+    clean: Float[Array, "B F Y X C"],
+    clean_timestep: Float[Array, "B F"],
+    noisy: Float[Array, "RB F Y X C"],
+    noisy_timestep: Float[Array, "RB F"],
     text_kv: TextKV,
     frames_per_chunk: int,
-) -> Latents:
+) -> Float[Array, "RB F Y X c"]:
     """Flow of every noisy chunk given the clean chunks before it.
 
     Args:
-      clean, noisy: the same F frames, F a multiple of frames_per_chunk.
+      clean: [B, F, Y, X, C], F a multiple of frames_per_chunk.
+      noisy: the same frames noised, once or R times over: [R B, F, Y, X, C]. The clean stream,
+        half of the work, is then shared by R noise levels.
       clean_timestep: what the cache is told of its context, normally context_timestep.
 
     Raises:
-      ValueError: the clip does not split into chunks.
+      ValueError: the clip does not split into chunks, or noisy is no multiple of clean.
     """
     batch, num_frames, *latent_size = clean.shape[:4]
     if num_frames % frames_per_chunk:
         raise ValueError(f"{num_frames} frames do not split into chunks of {frames_per_chunk}")
+    copies, left_over = divmod(noisy.shape[0], batch)
+    if left_over or not copies:
+        raise ValueError(f"{noisy.shape[0]} noisy clips are no multiple of {batch} clean ones")
+    tiled = lambda x: jnp.tile(x, (copies, *(1,) * (x.ndim - 1)))
     grid = config.token_grid(*latent_size)
-    positions = grid_positions(chunk_frames(jnp.int32(0), num_frames, batch), grid)
+    positions = grid_positions(chunk_frames(jnp.int32(0), num_frames, 1), grid)
     chunk = positions[0, 0, :, 0] // frames_per_chunk
     earlier = (chunk[:, None] > chunk[None])[None, None]
     not_later = (chunk[:, None] >= chunk[None])[None, None]
@@ -69,9 +76,10 @@ def teacher_forcing(
 
         def attend_noisy(q: Heads, k: Heads, v: Heads):
             q, k = rotate(q, positions), rotate(k, positions)
-            return merge(attention(q, past_k, past_v, earlier), own_chunk(q, k, v)).out, None
+            past = attention(q, tiled(past_k), tiled(past_v), earlier)
+            return merge(past, own_chunk(q, k, v)).out, None
 
-        x_noisy, _ = apply(streams[1], noisy_e0, text, attend_noisy)
+        x_noisy, _ = apply(streams[1], noisy_e0, jax.tree.map(tiled, text), attend_noisy)
         return (x_clean, x_noisy), None
 
     x_clean, _, clean_e0 = embed_chunk(params, config, clean, clean_timestep)

@@ -29,6 +29,7 @@ class ClipConfig:
 
     Attributes:
       timestep_shift: noise levels are uniform before this warp.
+      noises_per_clip: noisy copies of a clip that share its clean stream.
       context_noise: largest sigma of the noise on the clean context.
       jump_probability, max_jump: share of clips whose time jumps after the first chunk, and by
         how many frames at most.
@@ -37,6 +38,7 @@ class ClipConfig:
     num_frames: int = 21
     frames_per_chunk: int = 3
     timestep_shift: float = 3.0
+    noises_per_clip: int = 2
     context_noise: float = 0.2
     jump_probability: float = 0.3
     max_jump: int = 400
@@ -45,9 +47,9 @@ class ClipConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    frames: Float[Array, "B F H W 3"]
-    text: Float[Array, "B Tt text_dim"]
-    jumps: Int[Array, " B"]
+    frames: Float[Array, "*B F H W 3"]
+    text: Float[Array, "*B Tt text_dim"]
+    jumps: Int[Array, "*B"]
     """Frames of the video skipped after the first chunk; 0 = none."""
 
 
@@ -77,30 +79,29 @@ def flow_loss(
     config: ClipConfig,
 ) -> Float[Array, ""]:
     """Mean of ``(flow - (noise - latents))^2`` over chunks noised to independent levels."""
-    batch, num_frames = latents.shape[:2]
+    num_frames = latents.shape[1]
     num_chunks = num_frames // config.frames_per_chunk
     level_key, noise_key, context_key, context_noise_key = jax.random.split(key, 4)
 
-    def per_frame(sigma: Float[Array, "B chunks"]):
-        return jnp.repeat(sigma, config.frames_per_chunk, axis=1)
+    def noised(key: Array, clean: Float[Array, "b F Y X C"], sigma: Float[Array, "b chunks"]):
+        noise = jax.random.normal(key, clean.shape)
+        sigma = jnp.repeat(sigma, config.frames_per_chunk, axis=1)
+        level = sigma[:, :, None, None, None]
+        return (1 - level) * clean + level * noise, noise, sigma
 
-    def noised(noise_key: Array, sigma: Float[Array, "B F"]):
-        noise = jax.random.normal(noise_key, latents.shape)
-        sigma = sigma[:, :, None, None, None]
-        return (1 - sigma) * latents + sigma * noise, noise
-
-    uniform = jax.random.uniform(level_key, (batch, num_chunks))
-    sigma = config.timestep_shift * uniform / (1 + (config.timestep_shift - 1) * uniform)
-    sigma = per_frame(sigma)
-    noisy, noise = noised(noise_key, sigma)
     # Squared: mostly almost clean, sometimes visibly off.
-    context_sigma = jax.random.uniform(context_key, (batch, num_chunks)) ** 2
-    context, _ = noised(context_noise_key, config.context_noise * per_frame(context_sigma))
+    off = jax.random.uniform(context_key, (latents.shape[0], num_chunks)) ** 2
+    context, _, _ = noised(context_noise_key, latents, config.context_noise * off)
+    target = jnp.tile(latents, (config.noises_per_clip, 1, 1, 1, 1))
+    uniform = jax.random.uniform(level_key, (target.shape[0], num_chunks))
+    level = config.timestep_shift * uniform / (1 + (config.timestep_shift - 1) * uniform)
+    noisy, noise, sigma = noised(noise_key, target, level)
     flow = teacher_forcing(
-        params, model, context, jnp.zeros_like(sigma), noisy, 1000 * sigma,
+        params, model, context, jnp.zeros(latents.shape[:2]), noisy, 1000 * sigma,
         encode_text(params, model, clip.text), config.frames_per_chunk,
     )  # fmt: skip
-    error = jnp.mean((flow - (noise - latents)) ** 2, axis=(2, 3, 4))
+    error = jnp.mean((flow - (noise - target)) ** 2, axis=(2, 3, 4))
     second = jnp.arange(num_frames) // config.frames_per_chunk == 1
-    weight = jnp.where(second[None] & (clip.jumps > 0)[:, None], 0.0, 1.0)
+    jumps = jnp.tile(clip.jumps, config.noises_per_clip)
+    weight = jnp.where(second[None] & (jumps > 0)[:, None], 0.0, 1.0)
     return jnp.sum(error * weight) / jnp.sum(weight)

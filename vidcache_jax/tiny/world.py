@@ -54,32 +54,34 @@ class WorldConfig:
 class Scene:
     """All there is to know about one video; the prompt tells only part of it.
 
+    `vmap` puts axes ``*scenes`` in front.
+
     Sprite arrays have two rows, of which `sprite_count` are used. A sprite's coordinate at frame
     t is `centre + swing * wave((phase + rate t) / CYCLE)`, axes (x, y).
     """
 
-    sprite_count: Int[Array, ""]
-    colour: Int[Array, "2"]
-    shape: Int[Array, "2"]
-    radius: Float[Array, "2"]
-    motion: Int[Array, "2"]
-    centre: Float[Array, "2 2"]
-    swing: Float[Array, "2 2"]
-    phase: Int[Array, "2 2"]
-    rate: Int[Array, "2 2"]
-    place: Int[Array, ""]
-    horizon: Float[Array, ""]
-    hill_height: Float[Array, " waves"]
-    hill_phase: Float[Array, " waves"]
-    landmark_is_house: Bool[Array, "2"]
-    landmark_colour: Int[Array, "2"]
-    landmark_x: Float[Array, "2"]
-    landmark_size: Float[Array, "2"]
-    has_wall: Bool[Array, ""]
-    wall_x: Float[Array, ""]
-    wall_width: Float[Array, ""]
-    wall_rgb: Float[Array, "3"]
-    camera: Int[Array, ""]
+    sprite_count: Int[Array, "*scenes"]
+    colour: Int[Array, "*scenes 2"]
+    shape: Int[Array, "*scenes 2"]
+    radius: Float[Array, "*scenes 2"]
+    motion: Int[Array, "*scenes 2"]
+    centre: Float[Array, "*scenes 2 2"]
+    swing: Float[Array, "*scenes 2 2"]
+    phase: Int[Array, "*scenes 2 2"]
+    rate: Int[Array, "*scenes 2 2"]
+    place: Int[Array, "*scenes"]
+    horizon: Float[Array, "*scenes"]
+    hill_height: Float[Array, "*scenes waves"]
+    hill_phase: Float[Array, "*scenes waves"]
+    landmark_is_house: Bool[Array, "*scenes 2"]
+    landmark_colour: Int[Array, "*scenes 2"]
+    landmark_x: Float[Array, "*scenes 2"]
+    landmark_size: Float[Array, "*scenes 2"]
+    has_wall: Bool[Array, "*scenes"]
+    wall_x: Float[Array, "*scenes"]
+    wall_width: Float[Array, "*scenes"]
+    wall_rgb: Float[Array, "*scenes 3"]
+    camera: Int[Array, "*scenes"]
 
 
 def cycle(phase: Int[Array, "..."], rate: Int[Array, "..."], frame_index: Int[Array, ""]) -> Array:

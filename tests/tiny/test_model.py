@@ -1,0 +1,69 @@
+"""The shipped weights: small, complete, and good at what the README says they do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vidcache_jax as vj
+from vidcache_jax.tiny import model, paint, training
+from vidcache_jax.tiny.weights_io import WEIGHTS, load_weights, save_weights
+
+
+@pytest.fixture(scope="module")
+def tiny() -> vj.VideoModel:
+    return vj.load_model("tiny")
+
+
+def test_weights_are_small_and_loaded_as_float32(tiny):
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) < 10e6
+    assert {leaf.dtype for leaf in jax.tree.leaves(tiny.params)} == {jnp.dtype(jnp.float32)}
+    assert tiny.config == vj.WanConfig.tiny() and tiny.frame_size == (64, 64)
+
+
+def test_held_out_loss(tiny):
+    """Flow loss on clips never trained on; an untrained model is at about 2."""
+    clips = training.ClipConfig()
+
+    @jax.jit
+    def loss(key):
+        data_key, noise_key = jax.random.split(key)
+        clip = training.sample_clips(data_key, 2, clips)
+        latents, _ = tiny.codec.encode(tiny.codec_params, clip.frames, ())
+        return training.flow_loss(tiny.params, tiny.config, latents, clip, noise_key, clips)
+
+    keys = jax.random.split(jax.random.key(2024), 4)
+    assert np.mean([float(loss(key)) for key in keys]) < 0.9
+
+
+def test_prompt_is_recognisable(tiny):
+    """The named colour shows: much of it when it is asked for, little when another is."""
+    policy = vj.SlidingWindow(window_size=21, sink_size=3)
+
+    def share(colour: str, frames: np.ndarray) -> float:
+        rgb = paint.COLOUR_RGB[paint.COLOURS.index(colour)] * 255
+        return float((np.abs(frames.astype(np.float32) - rgb).max(axis=-1) < 60).mean())
+
+    for colour, other in (("red", "purple"), ("purple", "red")):
+        prompt = f"a {colour} square bounces in the snow, camera still"
+        frames = np.concatenate(list(vj.Session(tiny, policy, prompt=prompt, seed=1).generate(3)))
+        assert share(colour, frames) > 0.01
+        assert share(colour, frames) > 4 * share(other, frames)
+
+
+def test_weights_file_of_another_model_is_refused(tmp_path):
+    shapes = {"a": {"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32)}}
+    save_weights(tmp_path / "w.safetensors", {"a": {"kernel": np.ones((2, 3))}})
+    loaded = load_weights(tmp_path / "w.safetensors", shapes)
+    np.testing.assert_array_equal(loaded["a"]["kernel"], np.ones((2, 3)))
+    assert loaded["a"]["kernel"].dtype == jnp.float32
+    shapes["a"]["kernel"] = jax.ShapeDtypeStruct((3, 2), jnp.float32)
+    with pytest.raises(ValueError, match="does not hold the weights of this model"):
+        load_weights(tmp_path / "w.safetensors", shapes)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_model_names():
+    with pytest.raises(ValueError, match="no model 'huge'; there are tiny"):
+        vj.load_model("huge")
+    assert model.load().name == "tiny"
