@@ -1,0 +1,54 @@
+"""What a compiled program does with a cache, read from its optimised HLO."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_COPY = re.compile(r"\s(?:copy|copy-start)\(")
+_SHAPE = re.compile(r"\b[a-z]\w*\[([\d,]*)\]")
+
+
+def cache_sized_copies(compiled: Any, cache: Any) -> list[str]:
+    """Copy instructions of a program whose result is as large as a buffer of the cache.
+
+    A donated cache that is updated in place needs none. Every computation of the module is
+    searched, bodies of loops and fusions included. Buffers smaller than an eighth of the
+    cache's largest (frame numbers, statistics) may be copied.
+
+    Args:
+      compiled: ``jax.jit(f).lower(...).compile()``, or its HLO text.
+      cache: the cache that the program updates, stacked over layers as it takes it (arrays or
+        abstract arrays). Copies are recognised by their number of elements, so choose sizes
+        that no other tensor of the program shares.
+
+    Returns:
+      The offending lines of HLO.
+    """
+    text = compiled if isinstance(compiled, str) else compiled.as_text()
+    nbytes = [_nbytes(leaf) for leaf in jax.tree.leaves(cache)]
+    large = {
+        math.prod(leaf.shape)
+        for leaf, size in zip(jax.tree.leaves(cache), nbytes, strict=True)
+        if 8 * size >= max(nbytes)
+    }
+    return [line.strip() for line in text.splitlines() if large & _copied_sizes(line)]
+
+
+def _nbytes(leaf) -> int:
+    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+
+
+def _copied_sizes(line: str) -> set[int]:
+    """Numbers of elements of the arrays that a line of HLO copies; empty for other operations.
+
+    A line is ``%name = f32[2,3]{1,0} copy(...)`` or ``%name = (f32[2,3], ...) copy-start(...)``.
+    """
+    _, equals, right = line.partition(" = ")
+    operation = _COPY.search(right)
+    if not equals or operation is None:
+        return set()
+    shapes = _SHAPE.findall(right[: operation.start()])
+    return {math.prod(int(size) for size in dims.split(",") if size) for dims in shapes}
