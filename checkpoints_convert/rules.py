@@ -77,7 +77,9 @@ def apply_rules(
         raise ValueError("the checkpoint does not fit the model:\n  " + "\n  ".join(problems))
 
     def assemble(layers: dict[int | None, np.ndarray]) -> jax.Array:
-        value = layers[None] if None in layers else np.stack([layers[i] for i in sorted(layers)])
+        value = (
+            layers[None] if None in layers else np.stack([layers[i] for i in range(len(layers))])
+        )
         return jnp.asarray(value, dtype)
 
     return jax.tree.unflatten(treedef, [assemble(parts[name]) for name in shapes])

@@ -65,9 +65,12 @@ def policy_for(name: str) -> vj.CachePolicy:
 def measure_chunks(policy: vj.CachePolicy) -> list[tuple[str, str]]:
     """Compilations, chunk times and copies of a run of `LATE + AROUND` chunks."""
     compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(seconds) if event == COMPILE_EVENT else None
-    )
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == COMPILE_EVENT:
+            compiled.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     model = vj.load_model("tiny")
     session = vj.Session(model, policy, prompt=PROMPT)
     num_chunks = LATE + AROUND
@@ -82,6 +85,7 @@ def measure_chunks(policy: vj.CachePolicy) -> list[tuple[str, str]]:
     median = lambda centre: statistics.median(times[centre - AROUND : centre + AROUND])
     program = session.compiled_chunk()
     memory = program.memory_analysis()
+    donated = "unknown" if memory is None else f"{memory.alias_size_in_bytes / 2**20:.2f} MiB"
     copies = cache_sized_copies(program.as_text(), session.abstract_cache())
     return [
         (f"compilations after the first of {len(times)} chunks", str(len(compiled) - after_first)),
@@ -89,7 +93,7 @@ def measure_chunks(policy: vj.CachePolicy) -> list[tuple[str, str]]:
         (f"chunk time at {LATE} / at {EARLY}", f"{median(LATE) / median(EARLY):.3f}"),
         ("frames a second", f"{frames_per_chunk / statistics.median(times[1:]):.0f}"),
         ("cache", f"{session.cache_nbytes / 2**20:.2f} MiB"),
-        ("donated", f"{memory.alias_size_in_bytes / 2**20:.2f} MiB"),
+        ("donated", donated),
         ("cache-sized copies in the chunk program", str(len(copies))),
     ]
 

@@ -26,6 +26,7 @@ from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import vidcache_jax as vj
+from vidcache_jax.models.layers import apply
 from vidcache_jax.models.wan_dit import init_params
 from vidcache_jax.tiny import model as tiny
 from vidcache_jax.tiny import prompt, training, world
@@ -97,19 +98,19 @@ def codec_stage() -> Stage:
     def loss(params: Any, key: jax.Array, batch_size: int) -> jax.Array:
         data_key, level_key, noise_key = jax.random.split(key, 3)
         frames = draw(data_key, batch_size)
-        latents = codec.encoder.apply({"params": params["encoder"]}, frames)
+        latents = apply(codec.encoder, params["encoder"], frames)
         # Noise makes the decoder forgive the DiT's small errors; without the pull towards unit
         # variance the encoder would shout over the noise.
         level = 0.3 * jax.random.uniform(level_key, (frames.shape[0], 1, 1, 1))
         noisy = latents + level * jax.random.normal(noise_key, latents.shape)
-        error = codec.decoder.apply({"params": params["decoder"]}, noisy) - frames
+        error = apply(codec.decoder, params["decoder"], noisy) - frames
         mean, variance = jnp.mean(latents, axis=(0, 1, 2)), jnp.var(latents, axis=(0, 1, 2))
         pull = jnp.mean(mean**2 + (variance - 1) ** 2)
         return jnp.mean(jnp.sqrt(error**2 + 1e-4)) + jnp.mean(error**2) + 0.02 * pull
 
     def finish(params: Any, args: Args) -> None:
         frames = draw(jax.random.key(args.seed + 1), 64)
-        raw = jax.jit(lambda x: codec.encoder.apply({"params": params["encoder"]}, x))(frames)
+        raw = jax.jit(lambda x: apply(codec.encoder, params["encoder"], x))(frames)
         moments = {
             "latent_mean": jnp.mean(raw, axis=(0, 1, 2)),
             "latent_std": jnp.std(raw, axis=(0, 1, 2)),

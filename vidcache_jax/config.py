@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,12 +114,18 @@ class RolloutConfig:
       frames_per_chunk: latent frames denoised together.
       denoise_timesteps: descending, before warping; one pass of the model each.
       timestep_shift: of the flow-matching schedule; 5 for Self-Forcing and its kin.
+      renoise: what a clean estimate is noised with for the next pass. ``"fresh"`` noise is how
+        models distilled to a few steps are sampled (Self-Forcing and its kin). A model trained by
+        flow matching alone predicts means; with fresh noise its details average away, and
+        ``"implied"``, the noise that the pass itself inferred, makes the steps an Euler solver of
+        the flow.
       context_timestep: the timestep at which clean chunks are committed to the cache.
     """
 
     frames_per_chunk: int = 3
     denoise_timesteps: tuple[float, ...] = (1000, 750, 500, 250)
     timestep_shift: float = 5.0
+    renoise: Literal["fresh", "implied"] = "fresh"
     context_timestep: float = 0.0
 
     def __post_init__(self):
@@ -131,6 +137,8 @@ class RolloutConfig:
             raise ValueError(f"denoise_timesteps={steps} must lie in (0, 1000] and not be empty")
         if any(later >= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
             raise ValueError(f"denoise_timesteps={steps} must descend")
+        if self.renoise not in ("fresh", "implied"):
+            raise ValueError(f"renoise={self.renoise!r} must be 'fresh' or 'implied'")
         if self.timestep_shift <= 0:
             raise ValueError(f"timestep_shift={self.timestep_shift} must be positive")
         if not 0 <= self.context_timestep <= 1000:

@@ -27,9 +27,12 @@ def model() -> vj.VideoModel:
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_one_program_over_fifty_chunks(model, policy):
     compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
-    )
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         chunks = vj.Session(model, policy, prompt=PROMPT).generate(50 * 3 / 8)
         next(chunks)

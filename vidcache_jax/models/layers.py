@@ -4,13 +4,21 @@ Norms, modulation sinusoids and softmax are computed in float32 and cast back, s
 code runs in float32 and bfloat16 under strict dtype promotion.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from vidcache_jax.array_typing import Params
 from vidcache_jax.models.rope import integer_angles
+
+
+def apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:
+    """A Linen module as a pure function of its parameters."""
+    return module.apply({"params": params}, *args, **kwargs)
 
 
 class RMSNorm(nn.Module):

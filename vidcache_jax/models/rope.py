@@ -58,7 +58,9 @@ def rope_angles(
     )
 
 
-def rotate(x: Float[Array, "B N T H"], positions: Int[Array, "B G T 3"]) -> Float[Array, "B N T H"]:
+def rotate(
+    x: Float[Array, "B N T H"], positions: Int[Array, "#B G T 3"]
+) -> Float[Array, "B N T H"]:
     """Turns each pair (x[2i], x[2i+1]) by its angle, in float32; returns x's dtype."""
     angles = rope_angles(positions, x.shape[-1])
     cos, sin = jnp.cos(angles), jnp.sin(angles)

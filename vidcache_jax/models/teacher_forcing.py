@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from vidcache_jax.array_typing import Heads, Params
 from vidcache_jax.cache.slots import chunk_frames, grid_positions
 from vidcache_jax.config import WanConfig
+from vidcache_jax.models.layers import apply
 from vidcache_jax.models.rope import rotate
 from vidcache_jax.models.wan_block import Head, WanBlock
 from vidcache_jax.models.wan_dit import TextKV, embed_chunk
@@ -66,23 +67,23 @@ def teacher_forcing(
 
     def layer(streams, layer_inputs):
         block_params, text = layer_inputs
-        apply = lambda *args: WanBlock(config).apply({"params": block_params}, *args)
+        block = lambda *args: apply(WanBlock(config), block_params, *args)
 
         def attend_clean(q: Heads, k: Heads, v: Heads):
             k = rotate(k, positions)
             return attention(rotate(q, positions), k, v, not_later).out, (k, v)
 
-        x_clean, (past_k, past_v) = apply(streams[0], clean_e0, text, attend_clean)
+        x_clean, (past_k, past_v) = block(streams[0], clean_e0, text, attend_clean)
 
         def attend_noisy(q: Heads, k: Heads, v: Heads):
             q, k = rotate(q, positions), rotate(k, positions)
             past = attention(q, tiled(past_k), tiled(past_v), earlier)
             return merge(past, own_chunk(q, k, v)).out, None
 
-        x_noisy, _ = apply(streams[1], noisy_e0, jax.tree.map(tiled, text), attend_noisy)
+        x_noisy, _ = block(streams[1], noisy_e0, jax.tree.map(tiled, text), attend_noisy)
         return (x_clean, x_noisy), None
 
     x_clean, _, clean_e0 = embed_chunk(params, config, clean, clean_timestep)
     x_noisy, e, noisy_e0 = embed_chunk(params, config, noisy, noisy_timestep)
     (_, x_noisy), _ = jax.lax.scan(layer, (x_clean, x_noisy), (params["blocks"], text_kv))
-    return Head(config).apply({"params": params["head"]}, x_noisy, e, grid)
+    return apply(Head(config), params["head"], x_noisy, e, grid)

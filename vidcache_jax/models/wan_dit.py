@@ -17,6 +17,7 @@ from vidcache_jax.array_typing import FrameNumber, Heads, Latents, Params, Times
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk
 from vidcache_jax.config import WanConfig
+from vidcache_jax.models.layers import apply
 from vidcache_jax.models.rope import rotate
 from vidcache_jax.models.wan_block import (
     Head,
@@ -110,14 +111,10 @@ def encode_text(params: Params, config: WanConfig, text_embeds: jax.Array) -> Te
             f"text_len={config.text_len} x text_dim={config.text_dim}"
         )
     padded = jnp.pad(text_embeds, ((0, 0), (0, config.text_len - length), (0, 0)))
-    text = TextEmbedding(config).apply(
-        {"params": params["text"]}, padded.astype(param_dtype(params))
-    )
+    text = apply(TextEmbedding(config), params["text"], padded.astype(param_dtype(params)))
 
     def layer(block_params):
-        return WanBlock(config).apply(
-            {"params": block_params}, text, method=WanBlock.text_key_value
-        )
+        return apply(WanBlock(config), block_params, text, method=WanBlock.text_key_value)
 
     return jax.lax.map(layer, params["blocks"])
 
@@ -142,13 +139,13 @@ def denoise(
             q, k = rotate(q, view.query_position), rotate(k, view.query_position)
             return merge(attend_view(q, view), attention(q, k, v)).out, None
 
-        return WanBlock(config).apply({"params": block_params}, x, e0, text, attend)
+        return apply(WanBlock(config), block_params, x, e0, text, attend)
 
     x, e, e0 = embed_chunk(params, config, latents, timestep)
     # The cache is scanned read-only: returning it from the scan would cost a second cache.
     x, _ = jax.lax.scan(layer, x, (params["blocks"], text_kv, cache))
     grid = config.token_grid(*latents.shape[2:4])
-    return Head(config).apply({"params": params["head"]}, x, e, grid)
+    return apply(Head(config), params["head"], x, e, grid)
 
 
 def commit(
@@ -179,7 +176,7 @@ def commit(
             view = policy.read(updated, start_frame, latents.shape[1])
             return attend_view(rotate(q, view.query_position), view).out, updated
 
-        x, updated = WanBlock(config).apply({"params": block_params}, x, e0, text, attend)
+        x, updated = apply(WanBlock(config), block_params, x, e0, text, attend)
         # In the carry, not in the scan's outputs: XLA then writes layer by layer into the donated
         # buffer instead of into a second one.
         cache = jax.tree.map(
@@ -204,8 +201,8 @@ def attend_view(q: Heads, view: CacheView):
 def embed_chunk(params: Params, config: WanConfig, latents: Latents, timestep: Timesteps):
     """(tokens, e, e0): the inputs of the layer stack, in the parameters' dtype."""
     dtype = param_dtype(params)
-    x = PatchEmbedding(config).apply({"params": params["patch_embedding"]}, latents.astype(dtype))
-    e, e0 = TimeEmbedding(config).apply({"params": params["time"]}, timestep, dtype)
+    x = apply(PatchEmbedding(config), params["patch_embedding"], latents.astype(dtype))
+    e, e0 = apply(TimeEmbedding(config), params["time"], timestep, dtype)
     return x, e, e0
 
 

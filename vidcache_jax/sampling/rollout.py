@@ -76,22 +76,25 @@ class Rollout:
         timesteps = schedule.rollout_timesteps(self.rollout)
         sigmas = jnp.asarray(timesteps / 1000, jnp.float32)
 
-        def denoise(x, t):
+        def denoise(x, t, sigma):
             flow = wan_dit.denoise(*model, x, timestep(t), text_kv, state.cache, start)
-            return flow.astype(jnp.float32)
+            flow = flow.astype(jnp.float32)
+            # flow = noise - clean, so a pass says what is clean and what is noise in x.
+            return x - sigma * flow, x + (1 - sigma) * flow, flow
 
         # The first pass stands alone (its flow is returned); the others are one loop, so that the
         # program holds two copies of the model's denoise pass however many steps there are.
-        flow_first = denoise(noise, jnp.float32(timesteps[0]))
-        clean = noise - sigmas[0] * flow_first
+        clean, implied, flow_first = denoise(noise, jnp.float32(timesteps[0]), sigmas[0])
 
-        def next_pass(clean, inputs):
+        def next_pass(carry, inputs):
+            clean, implied = carry
             t, sigma, fresh = inputs
-            noisy = (1 - sigma) * clean + sigma * fresh
-            return noisy - sigma * denoise(noisy, t), None
+            noise = fresh if self.rollout.renoise == "fresh" else implied
+            clean, implied, _ = denoise((1 - sigma) * clean + sigma * noise, t, sigma)
+            return (clean, implied), None
 
         later = (jnp.asarray(timesteps[1:], jnp.float32), sigmas[1:], renoise)
-        clean, _ = jax.lax.scan(next_pass, clean, later)
+        (clean, _), _ = jax.lax.scan(next_pass, (clean, implied), later)
         context = timestep(self.rollout.context_timestep)
         cache = wan_dit.commit(*model, clean, context, text_kv, state.cache, start)
         return RolloutState(cache, start + num_frames), ChunkResult(clean, flow_first)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import Latents, Params
 from vidcache_jax.models.codec import Frames
+from vidcache_jax.models.layers import apply
 
 Plane = Float[Array, "B Y X C"]
 Resized = Float[Array, "B y x c"]
@@ -133,7 +134,7 @@ class SpriteCodec:
         params = _as_float32(params)
         flat = rearrange(frames.astype(jnp.float32), "b f h w c -> (b f) h w c")
         mean, std = self._moments(params)
-        latents = (self.encoder.apply({"params": params["encoder"]}, flat) - mean) / std
+        latents = (apply(self.encoder, params["encoder"], flat) - mean) / std
         return rearrange(latents, "(b f) y x c -> b f y x c", b=frames.shape[0]), state
 
     def decode(
@@ -142,7 +143,7 @@ class SpriteCodec:
         params = _as_float32(params)
         mean, std = self._moments(params)
         flat = rearrange(latents.astype(jnp.float32), "b f y x c -> (b f) y x c") * std + mean
-        frames = jnp.clip(self.decoder.apply({"params": params["decoder"]}, flat), -1.0, 1.0)
+        frames = jnp.clip(apply(self.decoder, params["decoder"], flat), -1.0, 1.0)
         return rearrange(frames, "(b f) h w c -> b f h w c", b=latents.shape[0]), state
 
     def _moments(self, params: Params) -> tuple[Array, Array]:

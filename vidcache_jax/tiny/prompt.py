@@ -93,10 +93,9 @@ def tokenize(text: str) -> Int[np.ndarray, " slots"]:
       ValueError: unknown words (all are named, with the vocabulary), no sprite or more than two,
         or something said twice.
     """
-    words = re.findall(r"[^\s,.;!]+", text.lower())
-    words = [{"circling": "circles", "sprites": GENERIC}.get(word, word) for word in words]
+    words: list[str] = re.findall(r"[^\s,.;!]+", text.lower())
     known = {*WORDS[1:], *FILLERS, "and"}
-    if unknown := sorted({word for word in words if word not in known}):
+    if unknown := [word for word in dict.fromkeys(words) if word not in known]:
         raise ValueError(_unknown_words(unknown, known))
     slots = np.zeros(NUM_SLOTS, np.int32)
     sprite, last_verb_slot = -1, None

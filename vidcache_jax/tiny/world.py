@@ -30,13 +30,13 @@ class WorldConfig:
     frames_per_second: int = 8
     radius: tuple[float, float] = (7.0, 9.5)
     rim: float = 1.6
-    drift_speed: tuple[float, float] = (6.0, 8.0)
+    drift_speed: tuple[float, float] = (8.0, 8.0)
     drift_y: tuple[float, float] = (14.0, 50.0)
-    bob: tuple[float, float] = (0.0, 3.0)
-    bounce_speed: tuple[float, float] = (2.6, 4.0)
-    orbit: tuple[float, float] = (12.0, 18.0)
+    bob: tuple[float, float] = (0.0, 0.0)
+    bounce_speed: tuple[float, float] = (4.0, 4.0)
+    orbit: tuple[float, float] = (16.0, 16.0)
     orbit_offset: float = 5.0
-    period: tuple[float, float] = (12.0, 16.0)
+    period: tuple[float, float] = (16.0, 16.0)
     horizon: tuple[float, float] = (36.0, 50.0)
     hills: tuple[float, ...] = (5.0, 3.0, 2.0)
     landmark_size: tuple[float, float] = (5.0, 8.0)
@@ -44,9 +44,9 @@ class WorldConfig:
     wall_margin: float = 4.0
     brick: tuple[float, float] = (12.0, 8.0)
     pan_speed: int = 8
-    pair_probability: float = 0.5
-    wall_probability: float = 0.35
-    pan_probability: float = 0.5
+    pair_probability: float = 0.4
+    wall_probability: float = 0.3
+    pan_probability: float = 0.4
 
 
 @jax.tree_util.register_dataclass

@@ -13,7 +13,7 @@ def attention(
     q: Float[Array, "B N T H"],
     k: Float[Array, "B N S H"],
     v: Float[Array, "B N S H"],
-    visible: Bool[Array, "B G #T S"] | None = None,
+    visible: Bool[Array, "#B G #T S"] | None = None,
     *,
     implementation: str | None = None,
 ) -> ref.AttentionPart:

@@ -26,7 +26,7 @@ def attention(
     q: Float[Array, "B N T H"],
     k: Float[Array, "B N S H"],
     v: Float[Array, "B N S H"],
-    visible: Bool[Array, "B G #T S"] | None = None,
+    visible: Bool[Array, "#B G #T S"] | None = None,
 ) -> AttentionPart:
     """``softmax(q k^T / sqrt(H)) v`` over the visible keys, logits and softmax in float32.
 

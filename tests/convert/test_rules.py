@@ -1,0 +1,144 @@
+"""Conversion rules: full coverage or one error that lists everything."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checkpoints_convert.rules import Rule, apply_rules, transpose
+
+RULES = (
+    Rule(r"stem\.weight", "stem/kernel", transpose),
+    Rule(r"stem\.bias", "stem/bias"),
+    Rule(r"blocks\.(?P<layer>\d+)\.(?P<name>[qk])\.weight", r"blocks/\g<name>/kernel", transpose),
+)
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def target(num_layers=3):
+    return {
+        "stem": {"kernel": shape(2, 3), "bias": shape(3)},
+        "blocks": {name: {"kernel": shape(num_layers, 4, 5)} for name in "qk"},
+    }
+
+
+def source(num_layers=3):
+    """Every element is another number, so that nothing can be swapped unseen."""
+    tensors = {"stem.weight": (3, 2), "stem.bias": (3,)}
+    for layer in range(num_layers):
+        tensors |= {f"blocks.{layer}.{name}.weight": (5, 4) for name in "qk"}
+    return {
+        name: (100 * index + np.arange(np.prod(sizes)).reshape(sizes)).astype(np.float32)
+        for index, (name, sizes) in enumerate(tensors.items())
+    }
+
+
+def problems_of(source, rules=RULES, abstract=None):
+    with pytest.raises(ValueError) as error:
+        apply_rules(rules, source, abstract or target(), jnp.float32)
+    first, *problems = str(error.value).splitlines()
+    assert first == "the checkpoint does not fit the model:"
+    return [line.strip() for line in problems]
+
+
+def test_every_tensor_arrives():
+    tensors = source()
+    params = apply_rules(RULES, tensors, target(), jnp.float32)
+    assert jax.tree.structure(params) == jax.tree.structure(target())
+    np.testing.assert_array_equal(params["stem"]["kernel"], tensors["stem.weight"].T)
+    np.testing.assert_array_equal(params["stem"]["bias"], tensors["stem.bias"])
+    for name in "qk":
+        for layer in range(3):
+            expected = tensors[f"blocks.{layer}.{name}.weight"].T
+            np.testing.assert_array_equal(params["blocks"][name]["kernel"][layer], expected)
+
+
+@pytest.mark.parametrize("order", [sorted, lambda names: sorted(names, reverse=True)])
+def test_layers_stack_by_number_whatever_the_order_of_names(order):
+    """In the order of their names, layer 10 would come before layer 2."""
+    tensors = source(13)
+    shuffled = {name: tensors[name] for name in order(tensors)}
+    assert list(shuffled) != list(tensors)
+    params = apply_rules(RULES, shuffled, target(13), jnp.float32)
+    for layer in range(13):
+        expected = tensors[f"blocks.{layer}.k.weight"].T
+        np.testing.assert_array_equal(params["blocks"]["k"]["kernel"][layer], expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtype_is_the_one_asked_for(dtype):
+    params = apply_rules(RULES, source(), target(), dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+    kernel = source()["stem.weight"].T
+    np.testing.assert_array_equal(params["stem"]["kernel"], kernel.astype(dtype))
+
+
+def test_missing_names_are_listed_with_their_layers():
+    tensors = source()
+    for name in ("stem.bias", "blocks.0.q.weight", "blocks.2.q.weight"):
+        del tensors[name]
+    assert sorted(problems_of(tensors)) == [
+        "missing: blocks/q/kernel in layers [0, 2]",
+        "missing: stem/bias",
+    ]
+
+
+def test_a_stack_that_is_missing_altogether():
+    tensors = {name: x for name, x in source().items() if ".k." not in name}
+    assert problems_of(tensors) == ["missing: blocks/k/kernel"]
+
+
+def test_surplus_names_are_listed_with_their_shapes():
+    extra = {"stem.scale": np.zeros((7,)), "xstem.bias": np.zeros(3), "stem.bias.1": np.zeros(3)}
+    assert sorted(problems_of(source() | extra)) == [
+        "surplus: stem.bias.1 (3,)",
+        "surplus: stem.scale (7,)",
+        "surplus: xstem.bias (3,)",
+    ]
+
+
+def test_both_lists_in_one_error():
+    tensors = source()
+    tensors["steam.bias"] = tensors.pop("stem.bias")
+    assert sorted(problems_of(tensors)) == ["missing: stem/bias", "surplus: steam.bias (3,)"]
+
+
+def test_a_checkpoint_of_more_layers_is_surplus():
+    assert sorted(problems_of(source(4))) == [
+        "surplus: blocks.3.k.weight (5, 4)",
+        "surplus: blocks.3.q.weight (5, 4)",
+    ]
+
+
+def test_a_rule_without_a_target_is_surplus():
+    """As for the affine norm in a model that is configured without it."""
+    rules = (*RULES, Rule(r"norm\.weight", "norm/scale"))
+    problems = problems_of(source() | {"norm.weight": np.zeros(3)}, rules)
+    assert problems == ["surplus: norm.weight (3,)"]
+
+
+def test_names_that_several_rules_match_are_refused():
+    rules = (*RULES, Rule(r"stem\..*", "stem/bias"))
+    problems = problems_of(source(), rules)
+    assert "matched by several rules: stem.bias (3,)" in problems
+    assert "matched by several rules: stem.weight (3, 2)" in problems
+
+
+def test_wrong_shapes_are_listed():
+    tensors = source()
+    tensors["stem.weight"] = tensors["stem.weight"].T
+    tensors["blocks.1.q.weight"] = np.zeros((5, 5), np.float32)
+    problems = problems_of(tensors)
+    assert "shape: stem.weight gives (3, 2), the model needs (2, 3)" in problems
+    assert "shape: blocks.1.q.weight gives (5, 5), the model needs (4, 5)" in problems
+
+
+def test_rules_match_whole_names_only():
+    rule = Rule(r"a\.b", "a")
+    with pytest.raises(ValueError, match=r"surplus: a\.bc"):
+        apply_rules([rule], {"a.bc": np.zeros(1)}, {"a": shape(1)}, jnp.float32)
+    params = apply_rules([rule], {"a.b": np.ones(1)}, {"a": shape(1)}, jnp.float32)
+    np.testing.assert_array_equal(params["a"], [1])

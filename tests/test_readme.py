@@ -1,0 +1,78 @@
+"""Every command and every program in the README is run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# `pip install` is what .ci/run does before the tests; here it is cut off.
+INSTALL = re.compile(r"^pip install -e \S+ && ")
+
+
+def blocks() -> dict[str, str]:
+    """Fenced blocks by their marker comment; a fence without one is kept under ''."""
+    pattern = r"(?:<!-- ([a-z-]+) -->\n)?```(?:sh|python)\n(.*?)```"
+    found: dict[str, str] = {}
+    for name, text in re.findall(pattern, README, flags=re.DOTALL):
+        found[name] = found.get(name, "") + text
+    return found
+
+
+def run(command: str, folder: Path) -> None:
+    environment = {
+        **os.environ,
+        "HOME": str(folder),  # the compilation cache
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = INSTALL.sub("", command)
+    subprocess.run(["bash", "-euc", command], cwd=folder, env=environment, check=True, timeout=600)
+
+
+def test_every_block_is_run_by_a_test():
+    """The test command itself is what .ci/run runs; adding a block means adding it here."""
+    run_here = {"generate-command", "generate-example", "python-example", "training-command"}
+    assert set(blocks()) == {"test-command", *run_here}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("generate-command", {"video.mp4": 162}),
+        ("generate-example", {"night.mp4": 240, "night.png": 0}),
+    ],
+)
+def test_command_makes_its_files(tmp_path, name, files):
+    run(blocks()[name], tmp_path)
+    for file, frames in files.items():
+        assert (tmp_path / file).stat().st_size > 0
+        if frames:
+            with av.open(str(tmp_path / file)) as container:
+                assert sum(1 for _ in container.decode(video=0)) == frames
+
+
+def test_python_example(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = blocks()["python-example"]
+    assert len(source.splitlines()) <= 20
+    exec(compile(source, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("24 frames, cache of")
+    assert "(3, 64, 64, 3)" in printed
+
+
+@pytest.mark.slow
+def test_training_command_runs_in_small(tmp_path):
+    """The documented command with two steps a stage, exporting elsewhere."""
+    command = blocks()["training-command"].strip()
+    assert command.splitlines()[-1].startswith("python scripts/train_tiny.py")
+    script = command.splitlines()[-1].replace("scripts/", f"{ROOT}/scripts/")
+    small = f"{script} --steps 2 --batch-size 2 --work-dir run --export-dir weights"
+    run(small, tmp_path)
+    assert (tmp_path / "weights").is_dir()
