@@ -60,11 +60,13 @@ def apply_rules(
         target = match.expand(rule.target)
         value = rule.transform(np.asarray(tensor))
         shape = shapes.get(target)
-        if shape is None or (layer is not None and layer >= shape[0]):
+        if shape is None or (layer is not None and (not shape or layer >= shape[0])):
             problems.append(f"surplus: {name} {tuple(tensor.shape)}")
         elif value.shape != (shape if layer is None else shape[1:]):
             wanted = shape if layer is None else shape[1:]
             problems.append(f"shape: {name} gives {value.shape}, the model needs {wanted}")
+        elif layer in parts[target]:
+            problems.append(f"twice: {name} {tuple(tensor.shape)} fills {target} again")
         else:
             parts[target][layer] = value
     for target, shape in shapes.items():

@@ -1,7 +1,7 @@
 """Trains the built-in model from nothing: the codec, then the DiT on its latents.
 
-    python scripts/train_tiny.py                # both stages; about two hours on two CPU cores
-    python scripts/train_tiny.py --stage dit    # one of them
+    python scripts/train_tiny.py                             # both stages, one after the other
+    python scripts/train_tiny.py --stage dit --warm-start    # the DiT, from the shipped weights on
 
 Every clip is drawn afresh from the step's key, so there is no data set. Interrupt it at will: it
 goes on from the last checkpoint in ``--work-dir``. Each stage prints its held-out loss (fixed
@@ -27,7 +27,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 import vidcache_jax as vj
 from vidcache_jax.models.layers import apply
-from vidcache_jax.models.wan_dit import init_params
+from vidcache_jax.models.wan_dit import abstract_params, init_params
 from vidcache_jax.tiny import model as tiny
 from vidcache_jax.tiny import prompt, training, world
 from vidcache_jax.tiny.codec import SpriteCodec
@@ -51,6 +51,8 @@ class Args:
     """Checkpoints and pictures."""
     export_dir: Path = WEIGHTS
     """Where the finished weights go; the default is where the package looks for them."""
+    warm_start: bool = False
+    """Begin with the weights in export_dir, if work_dir has no checkpoint to go on from."""
     save_every: int = 200
     """Steps between checkpoints."""
     seed: int = 0
@@ -67,6 +69,8 @@ class Stage:
     peak_learning_rate: float
     ema_decay: float
     init: Callable[[jax.Array], Any]
+    load: Callable[[], Any]
+    """The exported weights, in the form of `init`."""
     loss: Loss
     finish: Callable[[Any, Args], None]
     """Exports the averaged params and draws a picture."""
@@ -82,9 +86,17 @@ class TrainState:
     step: jax.Array
 
 
-def codec_stage() -> Stage:
+def codec_stage(export_dir: Path) -> Stage:
     """Autoencode single frames through noised latents."""
     codec = SpriteCodec()
+
+    def trained(params: Any) -> Any:
+        """Without the latents' moments, which are measured at the end."""
+        return {name: params[name] for name in ("encoder", "decoder")}
+
+    def load() -> Any:
+        like = jax.eval_shape(codec.init, jax.random.key(0))
+        return trained(load_weights(export_dir / "codec.safetensors", like))
 
     def draw(key: jax.Array, batch_size: int) -> jax.Array:
         def pair(key: jax.Array) -> jax.Array:
@@ -130,9 +142,8 @@ def codec_stage() -> Stage:
         optimiser=lambda rate: optax.adamw(rate, b2=0.99, weight_decay=1e-3),
         peak_learning_rate=3e-3,
         ema_decay=0.99,
-        init=lambda key: {
-            name: leaf for name, leaf in codec.init(key).items() if name in ("encoder", "decoder")
-        },
+        init=lambda key: trained(codec.init(key)),
+        load=load,
         loss=loss,
         finish=finish,
     )
@@ -171,7 +182,7 @@ def dit_stage(export_dir: Path) -> Stage:
 
     return Stage(
         name="dit",
-        steps=3000,
+        steps=6000,
         batch_size=8,
         optimiser=lambda rate: muon(
             rate,
@@ -183,6 +194,7 @@ def dit_stage(export_dir: Path) -> Stage:
         peak_learning_rate=2e-3,
         ema_decay=0.998,
         init=lambda key: init_params(config, key),
+        load=lambda: load_weights(export_dir / "dit.safetensors", abstract_params(config)),
         loss=loss,
         finish=finish,
     )
@@ -199,7 +211,7 @@ def train(stage: Stage, args: Args) -> Any:
     data_key, held_out_key, init_key = jax.random.split(jax.random.key(args.seed), 3)
 
     def init() -> TrainState:
-        params = stage.init(init_key)
+        params = stage.load() if args.warm_start else stage.init(init_key)
         return TrainState(params, params, optimiser.init(params), jnp.zeros((), jnp.int32))
 
     @jax.jit
@@ -251,7 +263,7 @@ def save_picture(path: Path, rows: list[Any]) -> None:
 
 def main(args: Args) -> None:
     for name in ("codec", "dit") if args.stage == "all" else (args.stage,):
-        stage = codec_stage() if name == "codec" else dit_stage(args.export_dir)
+        stage = {"codec": codec_stage, "dit": dit_stage}[name](args.export_dir)
         start = time.perf_counter()
         stage.finish(train(stage, args), args)
         print(f"{name}: {time.perf_counter() - start:.0f} s, weights in {args.export_dir}")

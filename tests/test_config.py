@@ -89,6 +89,7 @@ def test_unknown_fields_are_named():
         (dict(dim=100, num_heads=3), "dim=100 must split into num_heads=3 heads of even size"),
         (dict(dim=9, num_heads=3), "dim=9 must split into num_heads=3"),
         (dict(freq_dim=7), "freq_dim=7 must be even"),
+        (dict(in_dim=36), "in_dim=36 and out_dim=16 must be equal"),
     ],
 )
 def test_impossible_models_are_refused(unchecked, fields, message):

@@ -43,7 +43,6 @@ class WanConfig:
     eps: float = 1e-6
 
     def __post_init__(self):
-        # JSON has lists; a hashable config needs tuples.
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         object.__setattr__(self, "window_size", tuple(self.window_size))
         if self.model_type != "t2v":
@@ -59,6 +58,11 @@ class WanConfig:
                      "num_heads", "num_layers"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.in_dim != self.out_dim:
+            raise ValueError(
+                f"in_dim={self.in_dim} and out_dim={self.out_dim} must be equal: the flow of a "
+                "text-to-video model has the channels of its latents"
+            )
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(
                 f"dim={self.dim} must split into num_heads={self.num_heads} heads of even size"
@@ -87,7 +91,9 @@ class WanConfig:
         given = {key: value for key, value in fields.items() if not key.startswith("_")}
         if unknown := sorted(given.keys() - known):
             raise ValueError(f"unknown WanConfig fields {unknown}; known are {sorted(known)}")
-        return cls(**given)
+        # JSON has lists; a hashable config needs tuples.
+        tuples = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+        return cls(**{**given, **tuples})
 
     @classmethod
     def wan_1_3b(cls) -> "WanConfig":

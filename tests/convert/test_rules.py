@@ -142,3 +142,15 @@ def test_rules_match_whole_names_only():
         apply_rules([rule], {"a.bc": np.zeros(1)}, {"a": shape(1)}, jnp.float32)
     params = apply_rules([rule], {"a.b": np.ones(1)}, {"a": shape(1)}, jnp.float32)
     np.testing.assert_array_equal(params["a"], [1])
+
+
+def test_two_tensors_for_one_target_are_refused():
+    tensors = source()
+    tensors["blocks.01.q.weight"] = tensors["blocks.1.q.weight"]
+    assert problems_of(tensors) == ["twice: blocks.01.q.weight (5, 4) fills blocks/q/kernel again"]
+
+
+def test_a_layered_name_for_a_scalar_target_is_surplus():
+    rules = (Rule(r"gain\.(?P<layer>\d+)", "gain"),)
+    problems = problems_of({"gain.0": np.zeros(())}, rules, {"gain": shape()})
+    assert problems == ["surplus: gain.0 ()", "missing: gain"]

@@ -19,8 +19,8 @@ rotate = jax.jit(plain_rotate)
 
 
 def angle_bound(index):
-    """Rounding of the two fixed-point factors (2^-33 turns each), of float32, of cos and sin."""
-    return 2 * np.pi * 2.0**-33 * (1023 + index / 1024) + 1e-6
+    """Rounding of the three fixed-point factors (2^-33 turns each), of float32, cos and sin."""
+    return 2 * np.pi * 2.0**-33 * (1023 + 1023 + index / 2**20) + 1e-6
 
 
 def positions(frames, rows=1, columns=1):

@@ -88,6 +88,9 @@ def test_memory_index_is_none_without_a_memory_and_defaults_are_self_forcings():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        (dict(noise=zeros(FRAMES, C, Y, X)), r"noise of shape \(6, 3, 2, 4\) should have 5 axes"),
+        (dict(renoise=zeros(1, B, CHUNK, C, Y, X)), "renoise of shape .* should have 7 axes"),
+        (dict(text_embeds=zeros(4, 7)), r"text_embeds of shape \(4, 7\) should have 3 axes"),
         (dict(noise=zeros(B, 5, C, Y, X)), "5 frames of noise do not split into chunks of 3"),
         (dict(noise=zeros(B, 0, C, Y, X)), "0 frames of noise do not split"),
         (dict(noise=zeros(B, FRAMES, 4, Y, X)), "noise has 4 channels, the model in_dim=3"),

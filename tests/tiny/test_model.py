@@ -33,22 +33,23 @@ def test_held_out_loss(tiny):
         return training.flow_loss(tiny.params, tiny.config, latents, clip, noise_key, clips)
 
     keys = jax.random.split(jax.random.key(2024), 4)
-    assert np.mean([float(loss(key)) for key in keys]) < 0.9
+    assert np.mean([float(loss(key)) for key in keys]) < 0.5
 
 
-def test_prompt_is_recognisable(tiny):
-    """The named colour shows: much of it when it is asked for, little when another is."""
-    policy = vj.SlidingWindow(window_size=21, sink_size=3)
-
-    def share(colour: str, frames: np.ndarray) -> float:
-        rgb = paint.COLOUR_RGB[paint.COLOURS.index(colour)] * 255
-        return float((np.abs(frames.astype(np.float32) - rgb).max(axis=-1) < 60).mean())
-
-    for colour, other in (("red", "purple"), ("purple", "red")):
-        prompt = f"a {colour} square bounces in the snow, camera still"
-        frames = np.concatenate(list(vj.Session(tiny, policy, prompt=prompt, seed=1).generate(3)))
-        assert share(colour, frames) > 0.01
-        assert share(colour, frames) > 4 * share(other, frames)
+@pytest.mark.parametrize("place", paint.PLACES)
+def test_the_place_is_recognisable_and_stays(tiny, place):
+    """The top and bottom rows have the colours of the place that was asked for, to the end."""
+    session = vj.Session(
+        tiny, vj.SlidingWindow(21, 3), prompt=f"a circle bounces in the {place}", seed=1
+    )
+    frames = np.concatenate(list(session.generate(9))).astype(np.float32) / 255
+    sky, _, _, ground = np.moveaxis(paint.PLACE_RGB, 1, 0)
+    for part in (frames[:9], frames[-9:]):
+        # Medians: sprites may be there, too.
+        top = np.median(part[:, :2], axis=(0, 1, 2))
+        bottom = np.median(part[:, -2:], axis=(0, 1, 2))
+        distance = np.abs(sky - top).sum(axis=-1) + np.abs(ground - bottom).sum(axis=-1)
+        assert paint.PLACES[int(np.argmin(distance))] == place
 
 
 def test_weights_file_of_another_model_is_refused(tmp_path):

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-_SPLIT_BITS = 10
-
 
 def axis_pairs(head_dim: int) -> tuple[int, int, int]:
     """Rotated pairs of the frame, row and column axis."""
@@ -22,27 +20,24 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
 def integer_angles(
     index: Int[Array, "*shape"], frequencies: Float[np.ndarray, " n"]
 ) -> Float[Array, "*shape n"]:
-    """``index * frequency`` radians modulo 2 pi, exact to about 1e-6 for any int32 index.
+    """``index * frequency`` radians modulo 2 pi, to within 1e-5 for any int32 index.
 
     A float32 product is already wrong in the third digit at frame 60,000. Turns modulo 1 are
-    what unsigned 32-bit integers wrap to, so the product is taken there:
-    ``index * f = (index >> 10) * (1024 f) + (index & 1023) * f``, both factors prepared as
-    fixed-point fractions of a turn in float64. The split keeps the factors' rounding
-    (2^-33 turns each) from being multiplied by more than the larger part.
+    what unsigned 32-bit integers wrap to, so the product is taken there, on an index split as
+    ``index = a 2^20 + b 2^10 + c``: ``index f = a (2^20 f) + b (2^10 f) + c f``, the factors
+    prepared as fixed-point fractions of a turn in float64. Each is rounded by at most 2^-33
+    turns, and no part multiplies that by more than 2^11.
     """
     turns = np.asarray(frequencies, np.float64) / (2 * np.pi)
-
-    def fixed_point(fraction):
-        return np.round((fraction % 1.0) * 2.0**32).astype(np.uint64).astype(np.uint32)
-
     index = jnp.asarray(index, jnp.int32)[..., None]
-    low = (index & (2**_SPLIT_BITS - 1)).astype(jnp.uint32)
-    high = (index >> _SPLIT_BITS).astype(jnp.uint32)
-    axes = (1,) * (index.ndim - 1) + (-1,)
-    fine = jnp.asarray(fixed_point(turns)).reshape(axes)
-    coarse = jnp.asarray(fixed_point(turns * 2**_SPLIT_BITS)).reshape(axes)
-    phase = jax.lax.bitcast_convert_type(low * fine + high * coarse, jnp.int32)
-    return phase.astype(jnp.float32) * jnp.float32(2 * np.pi / 2**32)
+    phase = jnp.zeros((), jnp.uint32)
+    for shift, mask in ((0, 2**10 - 1), (10, 2**10 - 1), (20, -1)):
+        part = ((index >> shift) & mask).astype(jnp.uint32)
+        fraction = np.round((turns * 2.0**shift) % 1.0 * 2.0**32).astype(np.uint64)
+        factor = jnp.asarray(fraction.astype(np.uint32)).reshape((1,) * (index.ndim - 1) + (-1,))
+        phase = phase + part * factor
+    signed = jax.lax.bitcast_convert_type(phase, jnp.int32)
+    return signed.astype(jnp.float32) * jnp.float32(2 * np.pi / 2**32)
 
 
 def rope_angles(

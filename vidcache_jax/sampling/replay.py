@@ -99,6 +99,10 @@ def _to_torch_layout(latents) -> np.ndarray:
 
 def _check_shapes(config, rollout, noise, renoise, text_embeds) -> int:
     """Number of chunks, or a ValueError that names what does not fit."""
+    for name, array, ndim in (("noise", noise, 5), ("renoise", renoise, 7),
+                              ("text_embeds", text_embeds, 3)):  # fmt: skip
+        if array.ndim != ndim:
+            raise ValueError(f"{name} of shape {array.shape} should have {ndim} axes")
     batch, frames, channels, height, width = noise.shape
     chunks, left_over = divmod(frames, rollout.frames_per_chunk)
     if left_over or not chunks:
