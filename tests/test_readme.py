@@ -24,20 +24,24 @@ def blocks() -> dict[str, str]:
     return found
 
 
-def run(command: str, folder: Path) -> None:
+def run(command: str, folder: Path) -> str:
     environment = {
         **os.environ,
         "HOME": str(folder),  # the compilation cache
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = INSTALL.sub("", command)
-    subprocess.run(["bash", "-euc", command], cwd=folder, env=environment, check=True, timeout=600)
+    finished = subprocess.run(
+        ["bash", "-euc", command], cwd=folder, env=environment, check=True, timeout=600,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return finished.stdout
 
 
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
     run_here = {"generate-command", "generate-example", "python-example", "training-command"}
-    assert set(blocks()) == {"test-command", *run_here}
+    assert set(blocks()) == {"test-command", "bench-command", *run_here}
 
 
 @pytest.mark.slow
@@ -65,6 +69,16 @@ def test_python_example(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("24 frames, cache of")
     assert "(3, 64, 64, 3)" in printed
+
+
+@pytest.mark.slow
+def test_bench_command_runs_in_small(tmp_path):
+    """The documented script on one policy, without the minutes of whole runs."""
+    command = blocks()["bench-command"].strip()
+    script = command.replace("scripts/", f"{ROOT}/scripts/")
+    printed = run(f"{script} --policies sliding-window --no-runs", tmp_path)
+    for what in ("compilations after the first of 210 chunks", "cache-sized copies in the chunk"):
+        assert re.search(rf"{what}[^│]*│ sliding-window │ 0 ", printed), printed
 
 
 @pytest.mark.slow
