@@ -62,6 +62,8 @@ def test_weights_file_of_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not hold the weights of this model"):
         load_weights(tmp_path / "w.safetensors", shapes)
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+    with pytest.raises(FileNotFoundError, match="no weights at .*; scripts/train_tiny.py makes"):
+        load_weights(tmp_path / "other.safetensors", shapes)
 
 
 def test_model_names():

@@ -26,8 +26,11 @@ def load_weights(path: Path, like: Any) -> Any:
     """Params of the same structure and dtypes as ``like`` (arrays or their abstract shapes).
 
     Raises:
+      FileNotFoundError: there is no such file.
       ValueError: names or shapes in the file differ from ``like``.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; scripts/train_tiny.py makes them")
     given = unflatten_dict(load_file(path), sep="/")
     shapes = lambda tree: jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
     if shapes(given) != shapes(like):
