@@ -6,6 +6,7 @@ from vidcache_jax.cache import POLICIES as POLICIES
 from vidcache_jax.cache import CachePolicy as CachePolicy
 from vidcache_jax.cache import FullCache as FullCache
 from vidcache_jax.cache import SlidingWindow as SlidingWindow
+from vidcache_jax.cache import TetherCache as TetherCache
 from vidcache_jax.config import RolloutConfig as RolloutConfig
 from vidcache_jax.config import WanConfig as WanConfig
 from vidcache_jax.loading import load_model as load_model

@@ -15,13 +15,15 @@ def tiny_spec(frames_per_chunk: int, batch: int = 1, grid=(1, 2)) -> CacheSpec:
     )  # fmt: skip
 
 
-def assert_agrees(policy: CachePolicy, spec: CacheSpec, num_chunks: int, seed: int, **window):
+def assert_agrees(
+    policy: CachePolicy, spec: CacheSpec, num_chunks: int, seed: int, oracle_type=Oracle, **options
+):
     """Attention of every pass, and the fresh positions of the chunk, within the f32 tolerance."""
     trial = Trial(policy, spec)
     history = trial.random_history(seed, num_chunks)
     _, records = trial.run(history)
     for video in range(spec.batch):
-        oracle = Oracle(spec.grid, **window)
+        oracle = oracle_type(spec.grid, **options)
         for index, (heads, record) in enumerate(zip(history, records, strict=True)):
             q, k, v = heads[:, 0, video]
             denoised, committed = oracle.chunk(q, k, v, spec.frames_per_chunk)

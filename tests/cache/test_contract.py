@@ -2,7 +2,7 @@ import pytest
 
 from tests.cache.broken_policies import BROKEN, Window
 from tests.cache.sound_policies import TokenSets
-from vidcache_jax.cache import POLICIES, FullCache, SlidingWindow
+from vidcache_jax.cache import POLICIES, FullCache, SlidingWindow, TetherCache
 from vidcache_jax.testing import check_policy
 
 CONTRACT = {
@@ -10,6 +10,10 @@ CONTRACT = {
     "sliding-window": [
         (SlidingWindow(7, 2), (3, 1, 4)),
         (SlidingWindow(4, 1, rope="absolute"), (1, 3)),
+    ],
+    "tethercache": [
+        (TetherCache(2, 3, 4), (3, 1, 4)),
+        (TetherCache(0, 2, 4, tau=1.0, alpha=2.0), (3, 1)),
     ],
 }
 """Policy and the chunk sizes it must serve, for every name in `POLICIES`."""

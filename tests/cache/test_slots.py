@@ -23,9 +23,10 @@ def test_write_frames_puts_each_frame_in_its_slot_and_touches_no_other(places, j
     rng, spec = np.random.default_rng(0), tiny_spec(3, batch=2)
     noise = jnp.asarray(rng.standard_normal((2, 2, 10, 14)), jnp.float32).at[0, 0, 0].set(jnp.nan)
     cache = slots.SlotCache(noise, noise + 1, jnp.full((2, 5), 40, jnp.int32), spec.grid)
-    chunk = random_chunk(rng, spec, start_frame=70)
+    chunk = random_chunk(rng, spec)
     write = jax.jit(slots.write_frames) if jit else slots.write_frames
-    written = write(cache, jnp.asarray(places, jnp.int32), chunk)
+    frames = jnp.arange(70, 73, dtype=jnp.int32)[None]
+    written = write(cache, jnp.asarray([places], jnp.int32), chunk.k, chunk.v, frames)
     for slot in range(5):
         tokens = slice(2 * slot, 2 * slot + 2)
         if slot in places:
@@ -41,6 +42,29 @@ def test_write_frames_puts_each_frame_in_its_slot_and_touches_no_other(places, j
         assert written.frame_index[:, slot].tolist() == [expected_number] * 2
 
 
+def test_each_video_has_slots_and_frame_numbers_of_its_own():
+    rng, spec = np.random.default_rng(0), tiny_spec(2, batch=2)
+    cache, chunk = slots.empty_slots(spec, 4), random_chunk(rng, spec)
+    places = jnp.asarray([[2, 0], [1, 3]], jnp.int32)
+    numbers = jnp.asarray([[8, 9], [5, 6]], jnp.int32)
+    written = slots.write_frames(cache, places, chunk.k, chunk.v, numbers)
+    assert written.frame_index.tolist() == [[9, -1, 8, -1], [-1, 5, -1, 6]]
+    k, v = slots.take_frames(written, places)
+    assert same_bits(k, chunk.k) and same_bits(v, chunk.v)
+    alone = slots.write_frames(
+        slots.empty_slots(spec, 4), places[1:], chunk.k, chunk.v, numbers[1:]
+    )
+    assert same_bits(alone.k[1], written.k[1]) and same_bits(alone.v[1], written.v[1])
+
+
+def test_order_positions_count_the_visible_frames_before():
+    frames = jnp.asarray([[7, 3, 9, -1, 5], [0, 1, 2, 3, 4]], jnp.int32)
+    visible = jnp.asarray([[True, True, False, False, True], [False, True, True, True, True]])
+    places = np.asarray(slots.order_positions(frames, visible))
+    assert places[0, [1, 4, 0]].tolist() == [0, 1, 2]
+    assert places[1, 1:].tolist() == [0, 1, 2, 3]
+
+
 def test_write_frames_keeps_the_dtype_of_the_cache():
     spec = tiny_spec(3)
     cache = slots.empty_slots(spec, 3)
@@ -48,7 +72,8 @@ def test_write_frames_keeps_the_dtype_of_the_cache():
         cache.k.astype(jnp.bfloat16), cache.v.astype(jnp.bfloat16), cache.frame_index, cache.grid
     )
     chunk = random_chunk(np.random.default_rng(0), spec)
-    written = slots.write_frames(half, jnp.arange(3, dtype=jnp.int32), chunk)
+    places = jnp.arange(3, dtype=jnp.int32)[None]
+    written = slots.write_frames(half, places, chunk.k, chunk.v, places)
     assert same_bits(written.k, chunk.k.astype(jnp.bfloat16))
     assert same_bits(written.v, chunk.v.astype(jnp.bfloat16))
 

@@ -9,8 +9,10 @@ from vidcache_jax.cache.state import CacheSpec as CacheSpec
 from vidcache_jax.cache.state import CacheView as CacheView
 from vidcache_jax.cache.state import Chunk as Chunk
 from vidcache_jax.cache.state import SlotCache as SlotCache
+from vidcache_jax.cache.tether_cache import TetherCache as TetherCache
 
 POLICIES: Mapping[str, type[CachePolicy]] = {
     "full": FullCache,
     "sliding-window": SlidingWindow,
+    "tethercache": TetherCache,
 }

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache import slots
 from vidcache_jax.cache.policy import CachePolicy
@@ -53,5 +51,5 @@ class FullCache(CachePolicy):
 
     def commit(self, cache: SlotCache, chunk: Chunk) -> SlotCache:
         num_frames = chunk.k.shape[2] // (cache.grid[0] * cache.grid[1])
-        frames = jnp.asarray(chunk.start_frame, jnp.int32) + jnp.arange(num_frames, dtype=jnp.int32)
-        return slots.write_frames(cache, frames, chunk)
+        frames = slots.chunk_frames(chunk.start_frame, num_frames, 1)
+        return slots.write_frames(cache, frames, chunk.k, chunk.v, frames)

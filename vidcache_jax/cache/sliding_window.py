@@ -84,7 +84,8 @@ class SlidingWindow(CachePolicy):
 
     def commit(self, cache: SlotCache, chunk: Chunk) -> SlotCache:
         num_frames = chunk.k.shape[2] // (cache.grid[0] * cache.grid[1])
-        frames = jnp.asarray(chunk.start_frame, jnp.int32) + jnp.arange(num_frames, dtype=jnp.int32)
+        frames = slots.chunk_frames(chunk.start_frame, num_frames, 1)
         # Sink frames lie at their own number; the others take turns in the remaining slots.
         ring = self.sink_size + (frames - self.sink_size) % self.recent_size
-        return slots.write_frames(cache, jnp.where(frames < self.sink_size, frames, ring), chunk)
+        own = jnp.where(frames < self.sink_size, frames, ring)
+        return slots.write_frames(cache, own, chunk.k, chunk.v, frames)
