@@ -6,9 +6,10 @@ passes would see (its own chunk, and the clean stream's earlier chunks). With eq
 flow equals `wan_dit.denoise` with a `FullCache` chunk by chunk, without a cache.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import Heads, Params
@@ -18,7 +19,7 @@ from vidcache_jax.models.layers import apply
 from vidcache_jax.models.rope import rotate
 from vidcache_jax.models.wan_block import Head, WanBlock
 from vidcache_jax.models.wan_dit import TextKV, embed_chunk
-from vidcache_jax.ops.attention import AttentionPart, attention, merge
+from vidcache_jax.ops.attention import attention
 
 
 def teacher_forcing(
@@ -51,34 +52,36 @@ def teacher_forcing(
     tiled = lambda x: jnp.tile(x, (copies, *(1,) * (x.ndim - 1)))
     grid = config.token_grid(*latent_size)
     positions = grid_positions(chunk_frames(jnp.int32(0), num_frames, 1), grid)
-    chunk = positions[0, 0, :, 0] // frames_per_chunk
-    earlier = (chunk[:, None] > chunk[None])[None, None]
-    not_later = (chunk[:, None] >= chunk[None])[None, None]
-    num_chunks = num_frames // frames_per_chunk
+    per_chunk = frames_per_chunk * grid[0] * grid[1]
+    ends = range(per_chunk, positions.shape[2] + 1, per_chunk)
 
-    def own_chunk(q: Heads, k: Heads, v: Heads) -> AttentionPart:
-        split = lambda x: rearrange(x, "b n (c t) h -> (b c) n t h", c=num_chunks)
-        part = attention(split(q), split(k), split(v))
-        return AttentionPart(
-            rearrange(part.out, "(b c) n t h -> b n (c t) h", c=num_chunks),
-            rearrange(part.max, "(b c) n t -> b n (c t)", c=num_chunks),
-            rearrange(part.denominator, "(b c) n t -> b n (c t)", c=num_chunks),
-        )
+    # Chunk by chunk, not with one big masked attention: no logit is computed to be thrown away.
+    def see_past_and(own: Callable[[int], tuple[Heads, Heads]], q: Heads) -> Heads:
+        """Each chunk's queries over the keys and values `own` gives for the chunk ending there."""
+        parts = [attention(q[:, :, end - per_chunk : end], *own(end)).out for end in ends]
+        return jnp.concatenate(parts, axis=2)
 
     def layer(streams, layer_inputs):
         block_params, text = layer_inputs
         block = lambda *args: apply(WanBlock(config), block_params, *args)
 
         def attend_clean(q: Heads, k: Heads, v: Heads):
-            k = rotate(k, positions)
-            return attention(rotate(q, positions), k, v, not_later).out, (k, v)
+            q, k = rotate(q, positions), rotate(k, positions)
+            return see_past_and(lambda end: (k[:, :, :end], v[:, :, :end]), q), (k, v)
 
         x_clean, (past_k, past_v) = block(streams[0], clean_e0, text, attend_clean)
 
         def attend_noisy(q: Heads, k: Heads, v: Heads):
             q, k = rotate(q, positions), rotate(k, positions)
-            past = attention(q, tiled(past_k), tiled(past_v), earlier)
-            return merge(past, own_chunk(q, k, v)).out, None
+
+            def past_and_own(end: int) -> tuple[Heads, Heads]:
+                start = end - per_chunk
+                join = lambda past, own: jnp.concatenate(
+                    [tiled(past[:, :, :start]), own[:, :, start:end]], axis=2
+                )
+                return join(past_k, k), join(past_v, v)
+
+            return see_past_and(past_and_own, q), None
 
         x_noisy, _ = block(streams[1], noisy_e0, jax.tree.map(tiled, text), attend_noisy)
         return (x_clean, x_noisy), None

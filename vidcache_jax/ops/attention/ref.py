@@ -40,7 +40,8 @@ def attention(
         # 0 * NaN is NaN: a value that no query sees must not be multiplied at all.
         seen = jnp.any(visible, axis=2)[..., None]
         v = jnp.where(seen, v, jnp.zeros((), v.dtype))
-    maximum = jnp.max(logits, axis=-1)
+    # out and what `merge` makes of it do not change with the maximum, so no gradient is due to it.
+    maximum = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     weights = jnp.exp(logits - maximum[..., None])
     if visible is not None:
         weights = jnp.where(visible, weights, jnp.float32(0))
