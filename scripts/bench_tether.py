@@ -9,8 +9,8 @@ Both tables are of one layer of Wan 1.3B (12 heads of 128 channels) with sink 3,
 *Computed*: the compiler's `cost_analysis` of programs that are compiled and never run, at the real
 1,560 tokens a frame in bfloat16. A chunk is four denoise passes and one commit pass. *Update* is
 the policy's `commit` by itself; what it costs more than the window's is the price of the policy.
-The compiled attention stores its logits, which makes most of a chunk's bytes; the chunk is therefore
-counted by hand as well, for an attention that does not.
+The compiled attention stores its logits, which makes most of a chunk's bytes, so the chunk is also
+counted by hand, for an attention that does not.
 
 *Timed*, float32 on this machine, at a smaller grid: medians, the three taking turns in one run.
 The released operations are GRAB with every logit formed and TAME over the frames themselves, on
