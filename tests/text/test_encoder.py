@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.cases import QUICK
 from tests.text.small_tokenizer import small_tokenizer
 from vidcache_jax.models import umt5
 from vidcache_jax.testing import assert_close
@@ -15,7 +16,8 @@ CONFIG = umt5.UMT5Config(vocab_size=128, dim=8, dim_attn=8, dim_ffn=8, num_heads
 
 @pytest.fixture(scope="module")
 def encoder():
-    params = umt5.init_params(CONFIG, jax.random.key(0))
+    init = jax.jit(umt5.init_params, static_argnums=0, compiler_options=QUICK)
+    params = init(CONFIG, jax.random.key(0))
     return TextEncoder(
         tokenizer=PromptTokenizer(small_tokenizer(), 16), config=CONFIG, params=params
     )

@@ -44,7 +44,7 @@ class EmbeddingCache:
         """
         text = clean_prompt(prompt)
         path = self.path(prompt)
-        if path.exists():
+        if path.is_file():
             stored = self._read(path, text)
             if stored is not None:
                 return stored

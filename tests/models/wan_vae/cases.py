@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from checkpoints_convert.rules import apply_rules
 from checkpoints_convert.wan_vae import WAN_VAE_RULES
@@ -104,7 +104,7 @@ class Case:
     def in_dtype(self, dtype: torch.dtype) -> "Case":
         """The same weights, rounded, and torch computing in that dtype."""
         other = Case(self.config)
-        other.__dict__["module"] = copy.deepcopy(self.module).to(dtype)
+        other.__dict__["module"] = torch.nn.Module.to(copy.deepcopy(self.module), dtype)
         return other
 
     @functools.cached_property
@@ -118,33 +118,38 @@ class Case:
         return WanVAE(self.config)
 
     def params(self, dtype=jnp.float32) -> Any:
-        return apply_rules(WAN_VAE_RULES, self.state, self.vae.abstract_params(), dtype)
+        return _convert(self, dtype)
 
     @property
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.float32(self.config.latent_mean), np.float32(self.config.latent_std)
+        c = self.config
+        return np.array(c.latent_mean, np.float32), np.array(c.latent_std, np.float32)
 
     def torch_encode(self, frames: np.ndarray) -> np.ndarray:
         """Normalised latents of a whole video, channels last."""
         mean, std = self.moments
-        moments = self.module.encode(self._to_torch(frames)).latent_dist.mean
-        return (channels_last(moments.float()) - mean) / std
+        moments = self.module.encode(self._to_torch(frames), return_dict=False)[0]
+        return (channels_last(moments.mean.float()) - mean) / std
 
     def torch_decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels of a whole video of normalised latents, channels last."""
         mean, std = self.moments
-        decoded = self.module.decode(self._to_torch(latents * std + mean))
-        return channels_last(decoded.sample.float())
+        z = self._to_torch(latents * std + mean)
+        return channels_last(self.module.decode(z, return_dict=False)[0].float())
 
     def _to_torch(self, x: np.ndarray) -> torch.Tensor:
         return channels_first(x).to(self.module.dtype)
 
 
+@functools.cache
+def _convert(it: Case, dtype: Any) -> Any:
+    return apply_rules(WAN_VAE_RULES, it.state, it.vae.abstract_params(), dtype)
+
+
 def case(**fields: Any) -> Case:
-    z_dim = fields["z_dim"]
-    mean, std = (tuple(map(float, normal(seed, z_dim))) for seed in (1, 2))
-    moments = dict(latent_mean=mean, latent_std=tuple(1 + abs(x) for x in std))
-    return Case(WanVAEConfig(**moments, **fields))
+    mean, std = (tuple(map(float, normal(seed, fields["z_dim"]))) for seed in (1, 2))
+    fields |= {"latent_mean": mean, "latent_std": tuple(1 + abs(x) for x in std)}
+    return Case(WanVAEConfig(**fields))
 
 
 WAN_LIKE = case(dim=4, z_dim=3)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoints_convert.rules import apply_rules
+from checkpoints_convert.wan_vae import WAN_VAE_RULES
 from tests.models.wan_vae.cases import SMALL, WAN_LIKE, decode, encode, normal
 from vidcache_jax.models.codec import Codec
 from vidcache_jax.models.wan_vae import WanVAE, WanVAEConfig
@@ -105,8 +107,8 @@ def test_causal_and_independent_over_the_batch():
 
 
 def test_pixels_are_clipped():
-    params = SMALL.params()
-    params["decoder"]["head"]["conv"]["bias"] = jnp.asarray([5.0, -5.0, 0.0])
+    bias = SMALL.state | {"decoder.head.2.bias": np.array([5, -5, 0], np.float32)}
+    params = apply_rules(WAN_VAE_RULES, bias, SMALL.vae.abstract_params(), jnp.float32)
     frames, _ = decode(SMALL.vae, params, jnp.asarray(normal(0, 2, 1, 2, 3, 2)), None)
     np.testing.assert_array_equal(frames[..., 0], np.ones((2, 1, 8, 12)))
     np.testing.assert_array_equal(frames[..., 1], -np.ones((2, 1, 8, 12)))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +23,14 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def golden():
     """(codec, weights under Wan's names, recorded arrays)."""
-    fields = json.loads((GOLDENS / "cases.json").read_text())["vae"]
+    case = json.loads((GOLDENS / "cases.json").read_text())["vae"]
     tensors = load_file(GOLDENS / "vae.safetensors")
     weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights")}
     # Tuples by hand: annotations are checked in tests, and JSON has lists.
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    moments = {f"latent_{k}": tuple(map(float, tensors[f"latents_{k}"])) for k in ("mean", "std")}
-    return WanVAE(WanVAEConfig(**fields, **moments)), weights, tensors
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in case.items()}
+    for name in ("mean", "std"):
+        fields[f"latent_{name}"] = tuple(map(float, tensors[f"latents_{name}"]))
+    return WanVAE(WanVAEConfig(**fields)), weights, tensors
 
 
 def close(actual, expected):
