@@ -23,7 +23,7 @@ LAYERS = (
     {"ops"},
     {"cache"},
     {"models"},
-    {"tiny", "sharding", "checkpoint"},
+    {"tiny", "text", "sharding", "checkpoint"},
     {"loading"},
     {"sampling"},
     {"testing"},

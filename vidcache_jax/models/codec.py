@@ -7,8 +7,8 @@ from jaxtyping import Array, Float, UInt8
 
 from vidcache_jax.array_typing import Latents
 
-Frames = Float[Array, "B F H W 3"]
-"""Pixels in [-1, 1], channels last."""
+Frames = Float[Array, "B f H W 3"]
+"""Pixels in [-1, 1], channels last; f counts pixel frames, F latent frames."""
 
 
 @runtime_checkable
@@ -18,6 +18,10 @@ class Codec(Protocol):
     Both directions stream: `state` is the causal memory carried from chunk to chunk, and a video
     cut into chunks anywhere gives the same result as in one piece. Feed the state returned by one
     call to the next call of the same direction; begin each direction with its own `init_state`.
+
+    The state has one tree of shapes from the second chunk on. Before the first frame it may have
+    another, where a codec treats that frame differently and a first chunk of as many latents is
+    fewer pixel frames: `jit` then compiles one program for the first chunk and one for the others.
     """
 
     @property
@@ -38,7 +42,7 @@ class Codec(Protocol):
         ...
 
     def init_state(self, batch: int, latent_height: int, latent_width: int) -> Any:
-        """The memory before the first frame, a pytree of arrays of fixed shapes."""
+        """The memory before the first frame, a pytree of arrays (None, say, if there is none)."""
         ...
 
     def decode(self, params: Any, latents: Latents, state: Any) -> tuple[Frames, Any]:
