@@ -24,11 +24,10 @@ class Provenance:
 
     def describe(self) -> str:
         """For people."""
-        kinds = {
-            True: "causal, distilled to run chunk by chunk",
-            False: "bidirectional (Wan's own)",
-        }
-        text = kinds.get(self.is_causal, "unknown whether causal or bidirectional")
+        if self.is_causal is None:
+            text = "unknown whether causal or bidirectional"
+        else:
+            text = "causal, to be run in chunks" if self.is_causal else "bidirectional, as Wan's own"
         if self.frames_per_chunk:
             text += f", chunks of {self.frames_per_chunk} latent frames"
         if self.denoise_timesteps:

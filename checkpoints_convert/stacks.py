@@ -34,10 +34,9 @@ class Part:
         # Overflow is reported below, by name.
         with np.errstate(over="ignore", invalid="ignore"):
             value = self.transform(own).astype(dtype)
-        if not np.isfinite(value).all():
-            wrong = int(value.size - np.isfinite(value).sum())
+        if wrong := _not_finite(value):
             remedy = "the checkpoint is damaged or its training diverged"
-            if np.isfinite(own).all():
+            if not _not_finite(own):
                 remedy = f"they do not fit {dtype}; convert to bfloat16 or float32"
             raise CheckpointError(
                 f"{self.tensor.origin}: tensor {self.name} has {wrong} values that are NaN or "
@@ -79,3 +78,10 @@ class LazyLeaf:
         for rows, some in self.rows(1):
             value[rows] = some
         return jnp.asarray(value)
+
+
+def _not_finite(value: np.ndarray) -> int:
+    """How many elements are NaN or infinite."""
+    # NumPy complains of bfloat16's signalling NaNs.
+    with np.errstate(invalid="ignore"):
+        return value.size - np.count_nonzero(np.isfinite(value))
