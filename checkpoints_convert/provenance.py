@@ -27,7 +27,9 @@ class Provenance:
         if self.is_causal is None:
             text = "unknown whether causal or bidirectional"
         else:
-            text = "causal, to be run in chunks" if self.is_causal else "bidirectional, as Wan's own"
+            text = (
+                "causal, to be run in chunks" if self.is_causal else "bidirectional, as Wan's own"
+            )
         if self.frames_per_chunk:
             text += f", chunks of {self.frames_per_chunk} latent frames"
         if self.denoise_timesteps:

@@ -130,11 +130,14 @@ def _check_archive(path: Path) -> None:
                 f"{path}: {entry.filename} of {entry.file_size} bytes is no list of tensors; "
                 "save only the state dict again"
             )
-    # Entries that overlap would be more than the file.
-    if sum(entry.file_size for entry in entries) > size:
-        raise CheckpointError(
-            f"{path} claims more data than it has; it is damaged, download it again"
-        )
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset < end or entry.header_offset + entry.file_size > size:
+            raise CheckpointError(
+                f"{path}: {entry.filename} overlaps other data, so that the file claims more than "
+                "it has; it is damaged, download it again"
+            )
+        end = entry.header_offset + entry.file_size
 
 
 def _pick(

@@ -5,6 +5,7 @@ time. What opens must read, too, or say so.
 """
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -123,15 +124,11 @@ def test_torch_files(tmp_path, part):
 
 
 def read_zip(path: Path) -> dict[str, bytes]:
-    import zipfile
-
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 def write_zip(path: Path, entries: dict[str, bytes]) -> None:
-    import zipfile
-
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
