@@ -131,12 +131,13 @@ def _save_params(path: Path, params: Params, progress: Progress) -> None:
         use_compression=False,
         type_handler_registry=registry,
     )
-    # Layers first: a layer is written when it is read.
-    layout = jax.tree.map(
-        lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,)), params
+    # Layers first: a layer is written when it is read. Small stacks stay in one piece.
+    layout = lambda leaf: ocp.SaveArgs(
+        chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if leaf.nbytes > _CHUNK_BYTES else ()
     )
+    save_args = ocp.args.PyTreeSave(params, save_args=jax.tree.map(layout, params))
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(params, save_args=layout))
+        checkpointer.save(path, args=save_args)
 
 
 class _LeafHandler(ocp.type_handlers.NumpyHandler):
@@ -181,7 +182,7 @@ def _remove(path: Path) -> None:
 
 
 def _cannot_write(folder: Path, error: Exception) -> CheckpointError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:300]
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:600]
     return CheckpointError(
         f"cannot write {folder}: {reason}; nothing is left of it, make room or choose another place"
     )
