@@ -16,7 +16,7 @@ from checkpoints_convert.writer import check_space, new_folder
 from vidcache_jax.array_typing import Params
 from vidcache_jax.checkpoint import read_info
 from vidcache_jax.checkpoint.paths import by_path
-from vidcache_jax.checkpoint.reader import open_arrays, read_part
+from vidcache_jax.checkpoint.reader import dit_config, open_arrays, read_part
 from vidcache_jax.config import WanConfig
 
 _STEM = "diffusion_pytorch_model"
@@ -55,8 +55,7 @@ def export(
     Raises:
       CheckpointError: the folder is no converted DiT, or ``out`` exists or cannot be written.
     """
-    info = read_info(folder)
-    config = WanConfig.from_dict(info.config)
+    config = dit_config(folder, read_info(folder))
     arrays = open_arrays(folder)
     nbytes = sum(array.size * array.dtype.numpy_dtype.itemsize for array in arrays.values())
     out = Path(os.path.abspath(out))

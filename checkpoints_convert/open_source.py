@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-from checkpoints_convert.safetensors_source import open_safetensors, open_sharded, read_json
+from checkpoints_convert.safetensors_source import (
+    open_safetensors,
+    open_sharded,
+    read_json,
+    unreadable,
+)
 from checkpoints_convert.source import Source
 from checkpoints_convert.torch_source import open_torch
 from vidcache_jax.checkpoint import CheckpointError
@@ -63,7 +68,10 @@ def _weights(folder: Path) -> Path:
             if (folder / name).is_file():
                 return folder / name
     suffixes = (".safetensors", *_TORCH)
-    found = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+    except OSError as error:
+        raise unreadable(folder, error) from error
     if len(found) != 1:
         names = [path.name for path in found][:10]
         raise CheckpointError(

@@ -3,16 +3,17 @@
     nice -n 19 python scripts/bench_convert.py --work-dir /somewhere/with/12/GB
 
 The checkpoints are random bfloat16. Definitions. *Convert*, *verify* and *load* are each a process
-of their own, as a user would run them; their time is the wall time of the process, imports
-included. *Peak memory* is the largest resident size of that process, pages of files that are mapped
-included. *Convert* hashes the source, reads it and writes the result. *Disk* is how fast the same
-bytes are copied by plain reads and writes, fsync included, right before.
+of their own, as a user would run them; their time is that of the process, imports included. *Peak
+memory* is the largest resident size of that process, pages of files that are mapped included.
+*Convert* hashes the source, reads it and writes the result. *Disk* is how fast the same bytes are
+copied by plain reads and writes, fsync included, right before.
 """
 
 import dataclasses
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -34,10 +35,13 @@ from vidcache_jax.checkpoint.paths import by_path
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.wan_dit import abstract_params
 
+CONVERT = "from checkpoints_convert.__main__ import main; status = main(sys.argv[1:])"
 LOAD = (
-    "import sys, jax; from checkpoints_convert import load_checkpoint; "
-    "jax.block_until_ready(load_checkpoint(sys.argv[1])[0])"
+    "import jax; from checkpoints_convert import load_checkpoint; "
+    "status = int(not jax.block_until_ready(load_checkpoint(sys.argv[1])[0]))"
 )
+# Not ru_maxrss, which a process inherits from the one that started it.
+REPORT = "; print(open('/proc/self/status').read()); sys.exit(status)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,12 +52,23 @@ class Args:
     """Is filled with up to three times the largest checkpoint, and emptied."""
     cases: tuple[str, ...] = ("1.3b", "14b-1", "14b-2", "14b-4")
     """The 1.3B, or the 14B with so many of its 40 layers."""
+    steps: tuple[Literal["convert", "verify", "load"], ...] = ("convert", "verify", "load")
+    """What to time; the first is needed by the others."""
     form: Literal["safetensors", "pt"] = "safetensors"
     """Of the source."""
 
 
 def main(args: Args) -> None:
-    table = Table("model", "source", "what", "time", "throughput", "peak memory", title=_machine())
+    table = Table(
+        "model",
+        "source",
+        "what",
+        "wall time",
+        "throughput",
+        "CPU time",
+        "peak memory",
+        title=_machine(),
+    )
     args.work_dir.mkdir(parents=True)
     try:
         for name in args.cases:
@@ -70,14 +85,19 @@ def measure(name: str, args: Args, table: Table) -> None:
         config = dataclasses.replace(config, num_layers=int(name.partition("-")[2]))
     source, out = args.work_dir / "source", args.work_dir / "converted"
     nbytes = write_random(source, config, args.form)
-    module = [sys.executable, "-m", "checkpoints_convert", str(source), str(out)]
-    rows = [("disk", copy_time(source, args.work_dir / "copy"), 0)]
-    rows.append(("convert", *run(module)))
-    rows.append(("verify", *run([*module, "--verify"])))
-    rows.append(("load", *run([sys.executable, "-c", LOAD, str(out)])))
-    for what, seconds, peak in rows:
-        table.add_row(name, f"{nbytes / 1e9:.2f} GB {args.form}", what, f"{seconds:.1f} s",
-                      f"{nbytes / 1e6 / seconds:.0f} MB/s", f"{peak / 2**20:.0f} MiB")  # fmt: skip
+    programs = {
+        "convert": (CONVERT, source, out),
+        "verify": (CONVERT, source, out, "--verify"),
+        "load": (LOAD, out),
+    }
+    rows = {"disk": (copy_time(source, args.work_dir / "copy"), 0.0, 0)}
+    rows |= {step: run(*programs[step]) for step in args.steps}
+    for what, (seconds, cpu, peak) in rows.items():
+        table.add_row(
+            name, f"{nbytes / 1e9:.2f} GB {args.form}", what, f"{seconds:.1f} s",
+            f"{nbytes / 1e6 / seconds:.0f} MB/s",
+            *((f"{cpu:.1f} s", f"{peak / 2**20:.0f} MiB") if peak else ()),
+        )  # fmt: skip
     shutil.rmtree(source)
     shutil.rmtree(out)
 
@@ -128,16 +148,18 @@ def copy_time(source: Path, copy: Path) -> float:
     return seconds
 
 
-def run(command: list[str]) -> tuple[float, int]:
-    """Wall time in seconds and peak memory in bytes of a process."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)} failed: {said.decode()}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
+def run(program: str, *arguments: str | Path) -> tuple[float, float, int]:
+    """Wall time and CPU time in seconds and peak memory in bytes of a process."""
+    command = [sys.executable, "-c", f"import sys; {program}{REPORT}", *map(str, arguments)]
+    before, start = os.times(), time.perf_counter()
+    process = subprocess.run(command, capture_output=True, text=True)
+    seconds, after = time.perf_counter() - start, os.times()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", process.stdout)
+    if process.returncode or peak is None:
+        raise RuntimeError(f"{program} failed: {process.stdout}{process.stderr}")
+    cpu = after.children_user + after.children_system
+    cpu -= before.children_user + before.children_system
+    return seconds, cpu, int(peak[1]) * 1024
 
 
 def _json(config: WanConfig) -> str:

@@ -251,8 +251,6 @@ def test_a_disk_that_fills_up(tmp_path):
         ("checkpoint.json", "[]", "format 1"),
         ("checkpoint.json", '{"format": 2}', "format 1"),
         ("checkpoint.json", '{"format": 1}', "damaged"),
-        ("params/_METADATA", "{", "cannot read"),
-        ("params/_METADATA", None, "cannot read"),
         ("params/manifest.ocdbt", None, "cannot read"),
         ("params/manifest.ocdbt", "x", "cannot read"),
     ],

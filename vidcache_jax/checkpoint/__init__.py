@@ -1,7 +1,6 @@
 """Converted checkpoints: a folder of weights and what is known of them, read here.
 
-They are written by ``checkpoints_convert``. Importing this imports orbax, which takes seconds;
-`import vidcache_jax` does not.
+They are written by ``checkpoints_convert``.
 """
 
 from vidcache_jax.checkpoint.error import CheckpointError as CheckpointError

@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from vidcache_jax.array_typing import Params
 from vidcache_jax.checkpoint.error import CheckpointError
 from vidcache_jax.checkpoint.info import PARAMS_NAME, CheckpointInfo, read_info
-from vidcache_jax.checkpoint.paths import by_path
+from vidcache_jax.checkpoint.paths import by_path, from_paths
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.wan_dit import abstract_params
 
@@ -33,83 +32,93 @@ def load_checkpoint(
       CheckpointError: the folder is no converted DiT, or damaged.
     """
     info = read_info(folder)
+    config = dit_config(folder, info)
+    try:
+        abstract = abstract_params(config, jnp.dtype(info.dtype if dtype is None else dtype))
+    except TypeError as error:
+        raise CheckpointError(f"cannot load {folder}: {error}; choose another dtype") from error
+    return restore_params(folder, abstract, sharding=sharding), config, info
+
+
+def dit_config(folder: str | Path, info: CheckpointInfo) -> WanConfig:
+    """The config of a converted DiT.
+
+    Raises:
+      CheckpointError: it is no DiT, or the config is damaged.
+    """
     if info.kind != "dit":
         raise CheckpointError(f"{folder} holds a {info.kind}, not a DiT; give another folder")
     try:
-        config = WanConfig.from_dict(info.config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {error}; convert again") from error
-    abstract = abstract_params(config, jnp.dtype(dtype or info.dtype))
-    return restore_params(folder, abstract, sharding=sharding), config, info
+        return WanConfig.from_dict(info.config)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the config of {folder}: {error}; convert again") from error
 
 
 def restore_params(folder: str | Path, abstract: Params, *, sharding: Any = None) -> Params:
     """Parameters with the shapes and dtypes of ``abstract`` (a nested dict).
 
+    One parameter after the other, so that little more than the parameters is ever in memory.
+
     Raises:
       CheckpointError: names or shapes on disk are others, or the folder is damaged.
     """
-    path = Path(folder).absolute() / PARAMS_NAME
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = by_path(abstract)
     if isinstance(sharding, jax.sharding.Sharding):
-        whole = sharding
-        sharding = jax.tree.map(lambda _: whole, abstract)
-    arguments = jax.tree.map(
-        # Strict: a shape on disk that is another is an error, not padded or cut.
-        lambda leaf, own: ocp.ArrayRestoreArgs(
-            restore_type=jax.Array,
-            sharding=own,
-            global_shape=leaf.shape,
-            dtype=leaf.dtype,
-            strict=True,
-        ),
-        abstract,
-        sharding,
-    )
-    _check_shapes(folder, open_arrays(folder), abstract)
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(
-                path, args=ocp.args.PyTreeRestore(item=abstract, restore_args=arguments)
-            )
-    # Whatever orbax and tensorstore raise for damaged files; their message is kept.
-    except Exception as error:
-        raise CheckpointError(f"cannot restore {folder}: {error}; convert again") from error
+        shardings = dict.fromkeys(wanted, sharding)
+    else:
+        shardings = by_path(sharding)
+        if shardings.keys() != wanted.keys():
+            raise ValueError("sharding must be one sharding, or a tree of them like the parameters")
+    arrays = open_arrays(folder)
+    _check_shapes(folder, arrays, wanted)
+
+    def restore(name: str, dtype: Any) -> jax.Array:
+        array = arrays[name]
+        read = lambda part: read_part(folder, name, array, part).astype(dtype, copy=False)
+        return jax.make_array_from_callback(array.shape, shardings[name], read)
+
+    return from_paths({name: restore(name, leaf.dtype) for name, leaf in wanted.items()})
 
 
 def open_arrays(folder: str | Path) -> dict[str, ts.TensorStore]:
     """The arrays of a converted checkpoint by their paths, ``a/b/kernel``; nothing is read yet.
 
-    Indexing one and calling ``.read().result()`` reads only the layers asked for.
+    Indexing one and calling ``.read().result()`` reads only the layers asked for. This reads what
+    orbax documents as its format, Zarr 3 arrays in an OCDBT database, by tensorstore, because
+    orbax itself restores whole arrays, many at once: twice the memory.
 
     Raises:
       CheckpointError: the folder has no weights, or damaged ones.
     """
-    path = Path(folder).absolute() / PARAMS_NAME
+    database = {
+        "driver": "ocdbt",
+        "base": {"driver": "file", "path": f"{Path(folder).absolute() / PARAMS_NAME}/"},
+    }
+    described = "/zarr.json"
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
-        base = {"driver": "file", "path": f"{path}/"}
-        return {
+        keys = [key.decode() for key in ts.KvStore.open(database).result().list().result()]
+        names = [key.removesuffix(described) for key in keys if key.endswith(described)]
+        if not names:
+            raise ValueError("there are no arrays in it")
+        opened = {
             name: ts.open(
                 {
                     "driver": "zarr3",
-                    "kvstore": {
-                        "driver": "ocdbt",
-                        "base": base,
-                        "path": name.replace("/", ".") + "/",
-                    },
+                    "kvstore": {**database, "path": f"{name}/"},
                     # A lost piece is an error, not zeros.
                     "fill_missing_data_reads": False,
                 },
                 open=True,
                 read=True,
             ).result()
-            for name in by_path(tree)
+            for name in names
         }
+    # Whatever tensorstore raises for damaged files; its message is kept.
     except Exception as error:
         raise CheckpointError(f"cannot read {folder}: {error}; convert again") from error
+    return {name.replace(".", "/"): array for name, array in opened.items()}
 
 
 def read_part(folder: str | Path, name: str, array: ts.TensorStore, part: Any = ...) -> np.ndarray:
@@ -124,12 +133,14 @@ def read_part(folder: str | Path, name: str, array: ts.TensorStore, part: Any = 
         raise CheckpointError(f"cannot read {name} of {folder}: {error}; convert again") from error
 
 
-def _check_shapes(folder: str | Path, arrays: dict[str, ts.TensorStore], abstract: Params) -> None:
-    wanted = {name: tuple(leaf.shape) for name, leaf in by_path(abstract).items()}
+def _check_shapes(
+    folder: str | Path, arrays: dict[str, ts.TensorStore], abstract: dict[str, Any]
+) -> None:
+    wanted = {name: tuple(leaf.shape) for name, leaf in abstract.items()}
     given = {name: tuple(array.shape) for name, array in arrays.items()}
     if wanted != given:
-        differing = sorted(wanted.items() ^ given.items())
+        differing = sorted({name for name, _ in wanted.items() ^ given.items()})
         raise CheckpointError(
             f"{folder} does not hold the parameters of its own config; they differ in "
-            f"{sorted({name for name, _ in differing})}; convert again"
+            f"{differing}; convert again"
         )
