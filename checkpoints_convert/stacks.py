@@ -84,4 +84,4 @@ def _not_finite(value: np.ndarray) -> int:
     """How many elements are NaN or infinite."""
     # NumPy complains of bfloat16's signalling NaNs.
     with np.errstate(invalid="ignore"):
-        return value.size - np.count_nonzero(np.isfinite(value))
+        return value.size - int(np.count_nonzero(np.isfinite(value)))
