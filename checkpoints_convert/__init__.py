@@ -1,3 +1,18 @@
-"""PyTorch checkpoints -> vidcache_jax parameters, by tables of rules with full coverage."""
+"""PyTorch checkpoints <-> vidcache_jax parameters, by tables of rules with full coverage.
 
-from checkpoints_convert.wan import convert_dit as convert_dit
+files    open_source       .safetensors, .pt, folders: names and shapes, nothing read
+names    plain_names       without wrappers; recognise says whose names they are
+rules    lazy_params       every tensor exactly one rule, every parameter filled
+weights  save_checkpoint   layer by layer into a folder that vidcache_jax.checkpoint reads
+"""
+
+from checkpoints_convert.convert import convert as convert
+from checkpoints_convert.dit import convert_dit as convert_dit
+from checkpoints_convert.dit import open_dit as open_dit
+from checkpoints_convert.export import export as export
+from checkpoints_convert.export import invert_dit as invert_dit
+from checkpoints_convert.families import FAMILIES as FAMILIES
+from checkpoints_convert.verify import verify as verify
+from checkpoints_convert.writer import save_checkpoint as save_checkpoint
+from vidcache_jax.checkpoint import CheckpointError as CheckpointError
+from vidcache_jax.checkpoint import load_checkpoint as load_checkpoint

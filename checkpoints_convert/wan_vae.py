@@ -1,41 +1,22 @@
 """Rules for the VAE under its original Wan names (``Wan2.1_VAE.pth``)."""
 
-import numpy as np
+from checkpoints_convert.rules import Rule, Transform, permutation
 
-from checkpoints_convert.rules import Rule
-
-
-def conv3d(weight: np.ndarray) -> np.ndarray:
-    """torch Conv3d [out, in, t, y, x] -> kernel [t, y, x, in, out]."""
-    return weight.transpose(2, 3, 4, 1, 0)
-
-
-def conv2d(weight: np.ndarray) -> np.ndarray:
-    """torch Conv2d [out, in, y, x] -> kernel [y, x, in, out]."""
-    return weight.transpose(2, 3, 1, 0)
-
-
-def pointwise3d(weight: np.ndarray) -> np.ndarray:
-    """Conv3d [out, in, 1, 1, 1] -> kernel [in, out] of a matmul over channels."""
-    return weight[:, :, 0, 0, 0].T
+conv3d = permutation(2, 3, 4, 1, 0)
+"""torch Conv3d [out, in, t, y, x] <-> kernel [t, y, x, in, out]."""
+conv2d = permutation(2, 3, 1, 0)
+"""torch Conv2d [out, in, y, x] <-> kernel [y, x, in, out]."""
+pointwise3d = Transform(lambda w: w[:, :, 0, 0, 0].T, lambda k: k.T[:, :, None, None, None])
+"""Conv3d [out, in, 1, 1, 1] <-> kernel [in, out] of a matmul over channels."""
+pointwise2d = Transform(lambda w: w[:, :, 0, 0].T, lambda k: k.T[:, :, None, None])
+"""Conv2d [out, in, 1, 1] <-> kernel [in, out] of a matmul over channels."""
+gamma3d = Transform(lambda w: w[:, 0, 0, 0], lambda scale: scale[:, None, None, None])
+"""[C, 1, 1, 1] <-> [C]."""
+gamma2d = Transform(lambda w: w[:, 0, 0], lambda scale: scale[:, None, None])
+"""[C, 1, 1] <-> [C]."""
 
 
-def pointwise2d(weight: np.ndarray) -> np.ndarray:
-    """Conv2d [out, in, 1, 1] -> kernel [in, out] of a matmul over channels."""
-    return weight[:, :, 0, 0].T
-
-
-def gamma3d(weight: np.ndarray) -> np.ndarray:
-    """[C, 1, 1, 1] -> [C]."""
-    return weight[:, 0, 0, 0]
-
-
-def gamma2d(weight: np.ndarray) -> np.ndarray:
-    """[C, 1, 1] -> [C]."""
-    return weight[:, 0, 0]
-
-
-def conv(source: str, target: str, kernel) -> list[Rule]:
+def conv(source: str, target: str, kernel: Transform) -> list[Rule]:
     """Weight, through ``kernel``, and bias of a torch convolution."""
     return [
         Rule(rf"{source}\.weight", f"{target}/kernel", kernel),

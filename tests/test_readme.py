@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import pytest
 
+from tests.convert.checkpoints import CASE, config_json, save_pt, tensors, wan_folder
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 # `pip install` is what .ci/run does before the tests; here it is cut off.
@@ -40,8 +42,9 @@ def run(command: str, folder: Path) -> str:
 
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
-    run_here = {"generate-command", "generate-example", "python-example", "training-command"}
-    assert set(blocks()) == {"test-command", "bench-command", *run_here}
+    run_here = {"generate-command", "generate-example", "python-example", "bench-command",
+                "training-command", "convert-command"}  # fmt: skip
+    assert set(blocks()) == {"test-command", *run_here}
 
 
 @pytest.mark.slow
@@ -90,3 +93,15 @@ def test_training_command_runs_in_small(tmp_path):
     small = "--steps 2 --batch-size 2 --work-dir run --export-dir weights"
     run(f"{script} {small}", tmp_path)
     assert (tmp_path / "weights").is_dir()
+
+
+@pytest.mark.slow
+def test_convert_command(tmp_path):
+    """The documented names, with a small model behind them."""
+    wan_folder(tmp_path / "Wan2.1-T2V-1.3B")
+    save_pt(tmp_path / "self_forcing_dmd.pt", {"generator_ema": tensors(CASE.state, "model.")})
+    (tmp_path / "config.json").write_text(config_json())
+    printed = run(blocks()["convert-command"], tmp_path)
+    assert "every tensor has its place" in printed and "bidirectional" in printed
+    assert f"{len(CASE.state)} tensors are bit for bit" in printed
+    assert (tmp_path / "back" / "diffusion_pytorch_model.safetensors").is_file()

@@ -1,11 +1,14 @@
 """Conversion rules: full coverage or one error that lists everything."""
 
+import itertools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.rules import Rule, apply_rules, transpose
+from checkpoints_convert.rules import Rule, apply_rules, identity, permutation, transpose
 
 RULES = (
     Rule(r"stem\.weight", "stem/kernel", transpose),
@@ -154,3 +157,58 @@ def test_a_layered_name_for_a_scalar_target_is_surplus():
     rules = (Rule(r"gain\.(?P<layer>\d+)", "gain"),)
     problems = problems_of({"gain.0": np.zeros(())}, rules, {"gain": shape()})
     assert problems == ["surplus: gain.0 ()", "missing: gain"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(r"stem\.weight", "stem/kernel"),
+        Rule(r"a\.(?P<i>[02])\.(?P<n>weight|bias)", r"a/\g<n>_\g<i>"),
+        Rule(r"blocks\.(?P<layer>\d+)\.(?P<p>[qkvo])\.w", r"blocks/\g<p>/w"),
+        Rule(r"up\.(?P<i>\d+)\.conv_(?P<j>\d)\.g", r"up_\g<i>/conv_\g<j>/g"),
+    ],
+)
+def test_rules_read_backwards(rule):
+    """Name -> target -> the same name, for every name a rule matches."""
+    groups = {"i": "02", "n": ("weight", "bias"), "p": "qkvo", "j": "19", "layer": ("0", "12")}
+    for values in itertools.product(*groups.values()):
+        own = dict(zip(groups, values, strict=True))
+        name = re.sub(r"\(\?P<(\w+)>[^()]*\)", lambda m, own=own: own[m[1]], rule.pattern)
+        name = name.replace("\\", "")
+        match = re.fullmatch(rule.pattern, name)
+        assert match
+        layer = int(match["layer"]) if "layer" in match.groupdict() else None
+        assert rule.source_name(match.expand(rule.target), layer) == name
+        assert rule.source_name(match.expand(rule.target) + "x", layer) is None
+        assert rule.source_name(match.expand(rule.target), 3 if layer is None else None) is None
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(r"a\.(\d)", "a"),  # a group without a name
+        Rule(r"a\.(?P<i>\d)", "a"),  # which is lost
+        Rule(r"a.?b", "ab"),
+        Rule(r"a\.(?P<i>(x|y))", r"a_\g<i>"),
+    ],
+)
+def test_rules_that_have_no_way_back_say_so(rule):
+    with pytest.raises(ValueError, match="backwards|each group"):
+        rule.source_name("a", None)
+
+
+def test_transforms_and_their_inverses():
+    weight = np.arange(120).reshape(1, 2, 3, 4, 5)
+    transform = permutation(2, 3, 4, 1, 0)
+    assert transform(weight).shape == (3, 4, 5, 2, 1)
+    assert transform(weight)[2, 1, 3, 1, 0] == weight[0, 1, 2, 1, 3]
+    for each, value in ((transform, weight), (transpose, weight[0, 0]), (identity, weight)):
+        np.testing.assert_array_equal(Rule("a", "a", each).inverse(each(value)), value)
+
+
+def test_a_plain_function_works_one_way():
+    rule = Rule("a", "a", lambda weight: 2 * weight)
+    params = apply_rules([rule], {"a": np.ones(1)}, {"a": shape(1)}, jnp.float32)
+    np.testing.assert_array_equal(params["a"], [2])
+    with pytest.raises(TypeError, match="give it a Transform"):
+        rule.inverse(np.ones(1))

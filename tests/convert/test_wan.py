@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from checkpoints_convert.wan import WAN_RULES, convert_dit, patch_kernel
+from checkpoints_convert import convert_dit
+from checkpoints_convert.wan import WAN_RULES, patch_kernel
 from tests.models.cases import case
+from vidcache_jax.checkpoint import CheckpointError
 from vidcache_jax.models.wan_dit import abstract_params
 from vidcache_jax.testing import same_bits
 
@@ -19,7 +21,7 @@ CASE = case(num_layers=12, num_heads=1, dim=6)
 def test_patch_kernel():
     """Conv3d [out, c, 1, p, q] -> rows, columns, channels of a patch, as it is laid out."""
     conv = np.random.default_rng(0).normal(size=(5, 3, 1, 2, 4))
-    kernel = patch_kernel(conv)
+    kernel = patch_kernel()(conv)
     assert kernel.shape == (2 * 4 * 3, 5)
     for p, q, c, out in np.ndindex(2, 4, 3, 5):
         assert kernel[(p * 4 + q) * 3 + c, out] == conv[out, c, 0, p, q]
@@ -69,7 +71,7 @@ def test_a_bfloat16_file(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.safetensors"):
+    with pytest.raises(CheckpointError, match="nothing.safetensors"):
         convert_dit(tmp_path / "nothing.safetensors", CASE.config)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.wan import convert_dit
+from checkpoints_convert import convert_dit
 from tests.models.cases import QUICK, case
 from tests.models.wan_oracle import WanOracle
 from vidcache_jax.cache import FullCache, SlidingWindow

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from checkpoints_convert import convert_dit
 from checkpoints_convert.rules import apply_rules
-from checkpoints_convert.wan import WAN_RULES, convert_dit
+from checkpoints_convert.wan import WAN_RULES
 from tests.models.cases import QUICK, case
 from tests.models.test_wan_dit import CASES
 from vidcache_jax.cache import FullCache
