@@ -42,9 +42,9 @@ def run(command: str, folder: Path) -> str:
 
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
-    run_here = {"generate-command", "generate-example", "python-example", "bench-command",
-                "training-command", "convert-command"}  # fmt: skip
-    assert set(blocks()) == {"test-command", *run_here}
+    using = {"generate-command", "generate-example", "python-example", "convert-command"}
+    measuring = {"bench-command", "bench-prompts-command", "bench-tether-command"}
+    assert set(blocks()) == {"test-command", "training-command", *using, *measuring}
 
 
 @pytest.mark.slow
@@ -82,6 +82,20 @@ def test_bench_command_runs_in_small(tmp_path):
     printed = run(f"{script} --policies sliding-window --no-runs", tmp_path)
     for what in ("compilations after the first of 210 chunks", "cache-sized copies in the chunk"):
         assert re.search(rf"{what}[^│]*│ sliding-window │ 0 ", printed), printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "small", "row"),
+    [
+        ("bench-prompts-command", "--videos 2 --seconds 1 --policies tethercache", "tethercache"),
+        ("bench-tether-command", "--grid 1 2 --rounds 1", "released operations"),
+    ],
+)
+def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
+    command = INSTALL.sub("", blocks()[name].strip())
+    script = command.replace("scripts/", f"{ROOT}/scripts/")
+    assert re.search(rf"│ {row} +│ +[\d.]+%? +│", run(f"{script} {small}", tmp_path))
 
 
 @pytest.mark.slow

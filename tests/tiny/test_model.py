@@ -7,6 +7,7 @@ import pytest
 
 import vidcache_jax as vj
 from vidcache_jax.tiny import model, paint, training
+from vidcache_jax.tiny.spotting import spot
 from vidcache_jax.tiny.weights_io import WEIGHTS, load_weights, save_weights
 
 
@@ -50,6 +51,36 @@ def test_the_place_is_recognisable_and_stays(tiny, place):
         bottom = np.median(part[:, -2:], axis=(0, 1, 2))
         distance = np.abs(sky - top).sum(axis=-1) + np.abs(ground - bottom).sum(axis=-1)
         assert paint.PLACES[int(np.argmin(distance))] == place
+
+
+@pytest.mark.parametrize(
+    ("colour", "shape", "motion", "place"),
+    [
+        ("red", "circle", "bounces", "meadow"),
+        ("yellow", "square", "bounces", "meadow"),
+        ("purple", "circle", "bounces", "desert"),
+        ("pink", "square", "circles", "meadow"),
+    ],
+)
+def test_the_sprite_is_the_one_that_was_asked_for(tiny, colour, shape, motion, place):
+    """A sprite of its colour, and of no other, is found in most frames of the first six seconds."""
+    text = f"a {colour} {shape} {motion} in the {place}, camera still"
+    session = vj.Session(tiny, vj.SlidingWindow(21, 3), prompt=text, seed=0)
+    frames = np.concatenate(list(session.generate(6)))
+    found = {name: spot(frames, name).found.mean() for name in paint.COLOURS}
+    assert found.pop(colour) > 0.5
+    assert max(found.values()) < 0.3, found
+
+
+def test_what_is_found_moves_as_told(tiny):
+    """A sprite that bounces goes to a cell at a corner of its own, every other frame."""
+    text = "a purple circle bounces in the desert, camera still"
+    session = vj.Session(tiny, vj.SlidingWindow(21, 3), prompt=text, seed=0)
+    spotted = spot(np.concatenate(list(session.generate(9))), "purple")
+    both = spotted.found[:-2] & spotted.found[2:]
+    across, down = (np.abs(x[2:] - x[:-2])[both] for x in (spotted.column, spotted.row))
+    # By chance, 1 of 4 x 4 cells against a handful.
+    assert len(across) > 20 and np.mean((across == 1) & (down == 1)) > 0.45
 
 
 def test_weights_file_of_another_model_is_refused(tmp_path):

@@ -46,7 +46,7 @@ def test_sampled_prompts_survive_writing_and_reading():
     # Every word is said sometimes, and every kind of thing is sometimes left open.
     assert set(np.unique(sampled)) == set(range(len(prompt.WORDS)))
     generic = prompt.WORDS.index(prompt.GENERIC)
-    assert 0.2 < np.mean(sampled[:, 1] == generic) < 0.5
+    assert 0.1 < np.mean(sampled[:, 1] == generic) < 0.3
     assert 0.2 < np.mean(sampled[:, 0] == 0) < 0.5
 
 

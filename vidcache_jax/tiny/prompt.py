@@ -49,7 +49,7 @@ EXAMPLES = (
 
 def sample_prompt(key: Array, scene: world.Scene) -> Int[Array, " slots"]:
     """Says some of what is true of a scene; sizes, speeds, hills and landmarks are never said."""
-    probability = jnp.array([0.65, 0.65, 0.85, 0.85] * 2 + [0.85, 0.85, 0.85, 0.85], jnp.float32)
+    probability = jnp.array([0.8, 0.8, 0.85, 0.85] * 2 + [0.85, 0.85, 0.85, 0.85], jnp.float32)
     said = jax.random.uniform(key, (NUM_SLOTS,)) < probability
     # A direction is said with its verb or not at all.
     said = said.at[jnp.array([3, 7, 11])].set(said[jnp.array([2, 6, 10])])
