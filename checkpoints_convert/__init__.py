@@ -6,6 +6,8 @@ rules    lazy_params       every tensor exactly one rule, every parameter filled
 weights  save_checkpoint   layer by layer into a folder that vidcache_jax.checkpoint reads
 """
 
+from checkpoints_convert.companions import convert_umt5 as convert_umt5
+from checkpoints_convert.companions import convert_vae as convert_vae
 from checkpoints_convert.convert import convert as convert
 from checkpoints_convert.dit import convert_dit as convert_dit
 from checkpoints_convert.dit import open_dit as open_dit
