@@ -29,7 +29,7 @@ class GenerateArgs:
     below, those of another by --policy NAME --help. Without any option a demo is made.
     """
 
-    prompt: str = "a red circle bounces and a blue square drifts left in the meadow"
+    prompt: str = "a red circle bounces in the meadow, camera still"
     """What to show, in the model's words; an unknown word is answered with the vocabulary."""
     seconds: float = 20.0
     """Length of the video; rounded up to whole chunks."""
