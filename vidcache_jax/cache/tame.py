@@ -28,19 +28,12 @@ def align(
     """Frames x with moments ``own`` ([B, N, F, H]), aligned to ``trusted`` ([B, N, 1, H])."""
     frames = rearrange(x.astype(jnp.float32), "b n (f t) h -> b n f t h", f=own.mean.shape[2])
     per_frame = lambda moment: moment[:, :, :, None]
-    mean, stretch = per_frame(own.mean), per_frame(_stretch(own, trusted))
-    moved = (frames - mean) * stretch + per_frame(trusted.mean)
+    mean, spread = per_frame(own.mean), per_frame(_std(own))
+    trusted_mean, trusted_spread = per_frame(trusted.mean), per_frame(_std(trusted))
+    moved = trusted_spread * ((frames - mean) / spread) + trusted_mean
     aligned = (1 - tau) * frames + tau * moved
     return rearrange(aligned, "b n f t h -> b n (f t) h").astype(x.dtype)
 
 
-def aligned_moments(own: Moments, trusted: Moments, tau: float) -> Moments:
-    """Moments of what `align` returns, without reading it: it is linear in x."""
-    mean = (1 - tau) * own.mean + tau * trusted.mean
-    return Moments(mean, own.variance * ((1 - tau) + tau * _stretch(own, trusted)) ** 2)
-
-
-def _stretch(own: Moments, trusted: Moments) -> Float[Array, "B N F H"]:
-    """sigma_T / sigma_x."""
-    std = lambda moments: jnp.maximum(jnp.sqrt(moments.variance), SMALLEST_STD)
-    return std(trusted) / std(own)
+def _std(moments: Moments) -> Float[Array, "B N K H"]:
+    return jnp.maximum(jnp.sqrt(moments.variance), SMALLEST_STD)

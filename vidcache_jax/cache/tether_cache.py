@@ -30,7 +30,7 @@ from vidcache_jax.cache.moments import (
 )
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk, SlotCache
-from vidcache_jax.cache.tame import PAPER_TAU, align, aligned_moments
+from vidcache_jax.cache.tame import PAPER_TAU, align
 
 
 @jax.tree_util.register_dataclass
@@ -145,14 +145,8 @@ class TetherCache(CachePolicy):
         free = ~(regions.sink | kept | regions.recent)
         # Stable: the first free slots, of which there are at least as many as the chunk needs.
         places = jnp.argsort(~free, axis=-1, stable=True)[:, :num_frames]
-        return TetherState(
-            slots.write_frames(
-                cache.slots, places, chunk.k, chunk.v,
-                slots.chunk_frames(chunk.start_frame, num_frames, 1),
-            ),
-            put_moments(cache.k, places, frame_moments(chunk.k, num_frames)),
-            put_moments(cache.v, places, frame_moments(chunk.v, num_frames)),
-        )  # fmt: skip
+        frames = slots.chunk_frames(chunk.start_frame, num_frames, 1)
+        return _put(cache, places, chunk.k, chunk.v, frames)
 
     def memory_index(self, cache: TetherState) -> Int[Array, "L memory"]:
         """Frames in memory; -1 everywhere until the cache has been full, as in the reference."""
@@ -209,17 +203,28 @@ class TetherCache(CachePolicy):
         tokens = cache.slots.grid[0] * cache.slots.grid[1]
         is_edited = slots.token_mask(admitted, tokens)[..., None]
 
-        def edited(x: Heads, moments: Moments) -> tuple[Heads, Moments]:
-            own, pool = take_moments(moments, places), pooled(moments, trusted)
-            x = jnp.where(is_edited, align(x, own, pool, self.tau), x)
-            choose = lambda new, old: jnp.where(admitted[:, None, :, None], new, old)
-            new = jax.tree.map(choose, aligned_moments(own, pool, self.tau), own)
-            return x, put_moments(moments, places, new)
+        def edited(x: Heads, moments: Moments) -> Heads:
+            own = take_moments(moments, places)
+            aligned = align(x, own, pooled(moments, trusted), self.tau)
+            return jnp.where(is_edited, aligned, x)
 
         k, v = slots.take_frames(cache.slots, places)
-        k, k_moments = edited(k, cache.k)
-        v, v_moments = edited(v, cache.v)
         numbers = jnp.take_along_axis(frames, places, axis=-1)
-        return TetherState(
-            slots.write_frames(cache.slots, places, k, v, numbers), k_moments, v_moments
-        )
+        return _put(cache, places, edited(k, cache.k), edited(v, cache.v), numbers)
+
+
+def _put(
+    cache: TetherState,
+    places: Int[Array, "B F"],
+    k: Heads,
+    v: Heads,
+    frame_index: Int[Array, "#B F"],
+) -> TetherState:
+    """Writes frames and their moments; those of what is stored, so after rounding to its dtype."""
+    k, v = k.astype(cache.slots.k.dtype), v.astype(cache.slots.v.dtype)
+    num_frames = places.shape[1]
+    return TetherState(
+        slots.write_frames(cache.slots, places, k, v, frame_index),
+        put_moments(cache.k, places, frame_moments(k, num_frames)),
+        put_moments(cache.v, places, frame_moments(v, num_frames)),
+    )
