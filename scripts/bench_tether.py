@@ -87,8 +87,9 @@ def abstract_cache(policy: vj.CachePolicy, spec: CacheSpec):
 
 def abstract_chunk(spec: CacheSpec) -> Chunk:
     tokens = spec.frames_per_chunk * spec.tokens_per_frame
-    heads = jax.ShapeDtypeStruct((spec.batch, spec.num_heads, tokens, spec.head_dim), spec.dtype)
-    return Chunk(heads, heads, heads, jax.ShapeDtypeStruct((), jnp.int32))
+    shape = (spec.batch, spec.num_heads, tokens, spec.head_dim)
+    zeros = lambda: jnp.zeros(shape, spec.dtype)
+    return jax.eval_shape(lambda: Chunk(zeros(), zeros(), zeros(), jnp.zeros((), jnp.int32)))
 
 
 def cost(function: Callable, *abstract, donate: tuple[int, ...] = ()) -> np.ndarray:
@@ -165,11 +166,11 @@ def timed(args: Args) -> Table:
 def updater(policy: vj.CachePolicy, spec: CacheSpec, draw: Callable) -> Callable[[], None]:
     """Commits chunk after chunk to a cache that is full already."""
     commit = jax.jit(policy.commit, donate_argnums=0)
-    heads = [jnp.asarray(draw(FRAMES)) for _ in range(3)]
+    q, k, v = (jnp.asarray(draw(FRAMES)) for _ in range(3))
     state = {"cache": jax.tree.map(jnp.copy, policy.init(spec)), "start": 0}
 
     def update() -> None:
-        chunk = Chunk(*heads, jnp.asarray(state["start"], jnp.int32))
+        chunk = Chunk(q, k, v, jnp.asarray(state["start"], jnp.int32))
         state["cache"] = jax.block_until_ready(commit(state["cache"], chunk))
         state["start"] += FRAMES
 
