@@ -38,8 +38,7 @@ def convert(
     """
     dtype = jnp.dtype(dtype or opened.dtype)
     params = opened.params(dtype)
-    files = [*opened.source.files, *(file for lora in opened.loras for file in lora.files)]
-    progress = stage("sha256", sum(file.stat().st_size for file in files))
+    progress = stage("sha256", sum(file.stat().st_size for file in opened.files))
     info = CheckpointInfo(
         kind="dit",
         config=dataclasses.asdict(opened.config),
@@ -47,7 +46,9 @@ def convert(
         family=opened.family.name,
         picked=opened.source.picked,
         **dataclasses.asdict(opened.provenance),
-        sources=tuple(SourceFile(name=file.name, sha256=sha256(file, progress)) for file in files),
+        sources=tuple(
+            SourceFile(name=file.name, sha256=sha256(file, progress)) for file in opened.files
+        ),
     )
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     save_checkpoint(folder, params, info, progress=stage("converting", nbytes))

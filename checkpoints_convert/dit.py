@@ -34,6 +34,11 @@ class DitCheckpoint:
     provenance: Provenance
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All that was opened, LoRA files last."""
+        return (*self.source.files, *(file for lora in self.loras for file in lora.files))
+
+    @property
     def dtype(self) -> np.dtype:
         """The widest dtype of the tensors: nothing is lost in it."""
         dtypes = {tensor.dtype for tensor in self.tensors.values() if is_float(tensor.dtype)}

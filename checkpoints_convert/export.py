@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from checkpoints_convert.convert import Stage, silent
 from checkpoints_convert.families import DIFFUSERS, Family
-from checkpoints_convert.rules import source_name
+from checkpoints_convert.rules import layers_of, source_name
 from checkpoints_convert.writer import check_space, new_folder
 from vidcache_jax.array_typing import Params
 from vidcache_jax.checkpoint import read_info
@@ -33,7 +33,7 @@ def invert_dit(params: Params, config: WanConfig, family: Family) -> dict[str, n
     rules = family.rules(config.patch_size)
     state = {}
     for path, value in leaves.items():
-        for layer in _layers(path, value.shape):
+        for layer in layers_of(path, value.shape):
             rule, name = source_name(rules, path, layer)
             state[name] = rule.inverse(value if layer is None else value[layer])
     return state
@@ -65,7 +65,7 @@ def export(
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for path, array in arrays.items():
-            for layer in _layers(path, array.shape):
+            for layer in layers_of(path, array.shape):
                 rule, name = source_name(rules, path, layer)
                 part = read_part(folder, path, array, ... if layer is None else layer)
                 progress(part.nbytes)
@@ -100,10 +100,6 @@ def export(
             (partial / f"{_STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2))
         fields = _diffusers_fields(config) if family is DIFFUSERS else _wan_fields(config)
         (partial / "config.json").write_text(json.dumps(fields, indent=2))
-
-
-def _layers(path: str, shape: tuple[int, ...]) -> list[int | None]:
-    return list(range(shape[0])) if path.startswith("blocks/") else [None]
 
 
 def _wan_fields(config: WanConfig) -> dict[str, Any]:

@@ -166,6 +166,11 @@ def apply_rules(
     return jax.tree.map(lambda leaf: leaf.materialise(), tree)
 
 
+def layers_of(path: str, shape: tuple[int, ...]) -> list[int | None]:
+    """Layers that a parameter is stacked of; ``[None]`` if it is no stack."""
+    return list(range(shape[0])) if path.startswith("blocks/") else [None]
+
+
 def source_name(rules: Sequence[Rule], target: str, layer: int | None) -> tuple[Rule, str]:
     """The one rule and name of a layer of a parameter.
 

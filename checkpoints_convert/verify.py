@@ -21,9 +21,8 @@ def verify(opened: DitCheckpoint, folder: str | Path, *, stage: Stage = silent) 
       CheckpointError: something differs; the message names the first parameter that does.
     """
     info = read_info(folder)
-    files = [*opened.source.files, *(file for lora in opened.loras for file in lora.files)]
-    progress = stage("sha256", sum(file.stat().st_size for file in files))
-    given = [(file.name, sha256(file, progress)) for file in files]
+    progress = stage("sha256", sum(file.stat().st_size for file in opened.files))
+    given = [(file.name, sha256(file, progress)) for file in opened.files]
     if given != [(file.name, file.sha256) for file in info.sources]:
         raise CheckpointError(
             f"{folder} was converted from other files than {[name for name, _ in given]}; "

@@ -30,7 +30,7 @@ from rich.table import Table
 from safetensors.numpy import save_file
 
 from checkpoints_convert import FAMILIES
-from checkpoints_convert.rules import source_name
+from checkpoints_convert.rules import layers_of, source_name
 from vidcache_jax.checkpoint.paths import by_path
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.wan_dit import abstract_params
@@ -115,7 +115,7 @@ def write_random(folder: Path, config: WanConfig, form: str) -> int:
 
     state, total = {}, 0
     for path, leaf in by_path(abstract_params(config)).items():
-        for layer in range(leaf.shape[0]) if path.startswith("blocks/") else (None,):
+        for layer in layers_of(path, leaf.shape):
             rule, name = source_name(rules, path, layer)
             shape = leaf.shape if layer is None else leaf.shape[1:]
             state[name] = draw(rule.inverse(np.broadcast_to(np.int8(0), shape)).shape)

@@ -7,7 +7,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.cache.against_oracle import assert_agrees, tiny_spec
-from vidcache_jax.cache import Chunk, FullCache, SlidingWindow
+from tests.cache.commit_program import compile_donated_commit
+from vidcache_jax.cache import FullCache, SlidingWindow
 from vidcache_jax.testing import Trial, assert_close, cache_sized_copies, random_chunk
 
 
@@ -127,15 +128,8 @@ def test_relative_attention_is_the_same_an_hour_and_a_decade_later(first_frame):
 
 
 def test_commit_moves_nothing_it_keeps():
-    spec, policy = tiny_spec(3), SlidingWindow(35, 2)
-    cache = policy.init(spec)
-    leaves, treedef = jax.tree.leaves(cache), jax.tree.structure(cache)
-
-    def commit(leaves, *chunk):
-        return jax.tree.leaves(policy.commit(jax.tree.unflatten(treedef, leaves), Chunk(*chunk)))
-
-    chunk = jax.tree.leaves(random_chunk(np.random.default_rng(0), spec))
-    compiled = jax.jit(commit, donate_argnums=0).lower(leaves, *chunk).compile()
+    compiled, cache = compile_donated_commit(SlidingWindow(35, 2), tiny_spec(3))
+    leaves = jax.tree.leaves(cache)
     assert cache_sized_copies(compiled, leaves) == []
     memory = compiled.memory_analysis()
     assert memory is not None

@@ -6,8 +6,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.cache.against_oracle import assert_agrees, tiny_spec
+from tests.cache.commit_program import compile_donated_commit
 from tests.cache.tether_oracle import TetherOracle
-from vidcache_jax.cache import Chunk, FullCache, SlidingWindow, TetherCache
+from vidcache_jax.cache import FullCache, SlidingWindow, TetherCache
 from vidcache_jax.cache.moments import frame_moments
 from vidcache_jax.testing import (
     Trial,
@@ -170,15 +171,8 @@ def test_the_chunk_goes_where_frames_were_dropped_and_nothing_else_moves(filmed)
 
 
 def test_commit_moves_nothing_it_keeps():
-    spec, policy = tiny_spec(3, grid=(2, 4)), TetherCache(2, 29, 4)
-    cache = policy.init(spec)
-    leaves, treedef = jax.tree.leaves(cache), jax.tree.structure(cache)
-
-    def commit(leaves, *chunk):
-        return jax.tree.leaves(policy.commit(jax.tree.unflatten(treedef, leaves), Chunk(*chunk)))
-
-    chunk = jax.tree.leaves(random_chunk(np.random.default_rng(0), spec))
-    compiled = jax.jit(commit, donate_argnums=0).lower(leaves, *chunk).compile()
+    compiled, cache = compile_donated_commit(TetherCache(2, 29, 4), tiny_spec(3, grid=(2, 4)))
+    leaves = jax.tree.leaves(cache)
     assert cache_sized_copies(compiled, [cache.slots.k, cache.slots.v]) == []
     memory = compiled.memory_analysis()
     assert memory is not None

@@ -11,7 +11,7 @@ from checkpoints_convert import FAMILIES, CheckpointError
 from checkpoints_convert.families import DIFFUSERS, IMAGE_NAMES, WAN, config_of, recognise
 from checkpoints_convert.names import plain_name
 from checkpoints_convert.provenance import provenance
-from checkpoints_convert.rules import lazy_params, source_name
+from checkpoints_convert.rules import layers_of, lazy_params, source_name
 from checkpoints_convert.source import LazyTensor, Source
 from vidcache_jax.checkpoint.paths import by_path
 from vidcache_jax.config import WanConfig
@@ -36,7 +36,7 @@ def names_of(config: WanConfig, family) -> dict[str, tuple[int, ...]]:
     """Every name and shape of a model, from its parameters, by the rules read backwards."""
     rules, shapes = family.rules(config.patch_size), {}
     for path, leaf in by_path(abstract_params(config)).items():
-        for layer in range(leaf.shape[0]) if path.startswith("blocks/") else (None,):
+        for layer in layers_of(path, leaf.shape):
             rule, name = source_name(rules, path, layer)
             shape = leaf.shape if layer is None else leaf.shape[1:]
             shapes[name] = rule.inverse(np.broadcast_to(np.int8(0), shape)).shape

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from checkpoints_convert import convert_dit
 from checkpoints_convert.wan import WAN_RULES, patch_kernel
+from tests.convert.tables import assert_each_rule_serves
 from tests.models.cases import case
 from vidcache_jax.checkpoint import CheckpointError
 from vidcache_jax.models.wan_dit import abstract_params
@@ -93,13 +94,7 @@ def test_another_model_is_refused_with_all_its_differences():
 
 
 def test_no_rule_of_wan_is_idle_or_ambiguous():
-    """Every rule matches some name of the model, and every name exactly one rule."""
-    hits = dict.fromkeys(range(len(WAN_RULES)), 0)
-    for name in CASE.state:
-        matching = [i for i, rule in enumerate(WAN_RULES) if re.fullmatch(rule.pattern, name)]
-        assert len(matching) == 1, name
-        hits[matching[0]] += 1
-    assert all(hits.values())
+    assert_each_rule_serves(WAN_RULES, CASE.state)
     assert len(jax.tree.leaves(abstract_params(CASE.config))) == len(
         {re.sub(r"blocks\.\d+\.", "blocks.", name) for name in CASE.state}
     )

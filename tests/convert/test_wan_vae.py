@@ -1,7 +1,6 @@
 """The VAE under its original Wan names."""
 
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 
 from checkpoints_convert.rules import apply_rules
 from checkpoints_convert.wan_vae import WAN_VAE_RULES
+from tests.convert.tables import assert_each_rule_serves
 from tests.models.wan_vae.cases import WAN_LIKE
 from vidcache_jax.models.wan_vae import WanVAE
 
@@ -52,13 +52,7 @@ def test_names_land_where_they_belong():
 
 
 def test_no_rule_is_idle_or_ambiguous():
-    """Every rule matches some name of the model, and every name exactly one rule."""
-    hits = dict.fromkeys(range(len(WAN_VAE_RULES)), 0)
-    for name in WAN_LIKE.state:
-        matching = [i for i, rule in enumerate(WAN_VAE_RULES) if re.fullmatch(rule.pattern, name)]
-        assert len(matching) == 1, name
-        hits[matching[0]] += 1
-    assert all(hits.values())
+    assert_each_rule_serves(WAN_VAE_RULES, WAN_LIKE.state)
 
 
 def test_the_real_checkpoint_fits():

@@ -48,7 +48,7 @@ EXAMPLES = (
 
 
 def sample_prompt(key: Array, scene: world.Scene) -> Int[Array, " slots"]:
-    """Says some of what is true of a scene; sizes, speeds, hills and landmarks are never said."""
+    """Says some of what is true of a scene; never where things begin, hills or landmarks."""
     probability = jnp.array([0.8, 0.8, 0.85, 0.85] * 2 + [0.85, 0.85, 0.85, 0.85], jnp.float32)
     said = jax.random.uniform(key, (NUM_SLOTS,)) < probability
     # A direction is said with its verb or not at all.

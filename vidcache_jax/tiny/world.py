@@ -29,7 +29,7 @@ RING = np.array([[1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0], [-1, -1], [0, -1], [1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """Sizes in pixels; pairs are (low, high).
+    """Sizes in pixels; a brick is (width, height).
 
     Attributes:
       cell: what moves, moves by one of these,
