@@ -34,6 +34,7 @@ from rich.table import Table
 import vidcache_jax as vj
 from vidcache_jax.cache import CacheSpec, Chunk
 from vidcache_jax.models import wan_dit
+from vidcache_jax.testing import chunk_of
 
 TETHER = vj.TetherCache(sink_size=3, memory_size=14, recent_size=4)
 WINDOW = vj.SlidingWindow(window_size=TETHER.budget, sink_size=3)
@@ -89,7 +90,8 @@ def abstract_chunk(spec: CacheSpec) -> Chunk:
     tokens = spec.frames_per_chunk * spec.tokens_per_frame
     shape = (spec.batch, spec.num_heads, tokens, spec.head_dim)
     zeros = lambda: jnp.zeros(shape, spec.dtype)
-    return jax.eval_shape(lambda: Chunk(zeros(), zeros(), zeros(), jnp.zeros((), jnp.int32)))
+    start = jnp.zeros((), jnp.int32)
+    return jax.eval_shape(lambda: chunk_of(spec, zeros(), zeros(), zeros(), start))
 
 
 def cost(function: Callable, *abstract, donate: tuple[int, ...] = ()) -> np.ndarray:
@@ -107,13 +109,12 @@ def update_cost(policy: vj.CachePolicy, spec: CacheSpec) -> np.ndarray:
 
 def chunk_cost(policy: vj.CachePolicy, spec: CacheSpec, latent_size: tuple[int, int]) -> np.ndarray:
     """Denoise passes and commit pass of one layer over a full cache."""
-    cache = jax.eval_shape(lambda: wan_dit.init_cache(policy, spec, 1))
-    text = jax.ShapeDtypeStruct((1, 1, spec.num_heads, LAYER.text_len, spec.head_dim), spec.dtype)
+    cache = jax.eval_shape(lambda: policy.init_layers(spec, 1))
     inputs = (
         wan_dit.abstract_params(LAYER, spec.dtype),
         jax.ShapeDtypeStruct((1, FRAMES, *latent_size, LAYER.in_dim), spec.dtype),
         jax.ShapeDtypeStruct((1, FRAMES), jnp.float32),
-        (text, text),
+        wan_dit.abstract_text(LAYER, 1, spec.dtype),
         cache,
         jax.ShapeDtypeStruct((), jnp.int32),
     )
@@ -170,7 +171,7 @@ def updater(policy: vj.CachePolicy, spec: CacheSpec, draw: Callable) -> Callable
     state = {"cache": jax.tree.map(jnp.copy, policy.init(spec)), "start": 0}
 
     def update() -> None:
-        chunk = Chunk(q, k, v, jnp.asarray(state["start"], jnp.int32))
+        chunk = chunk_of(spec, q, k, v, jnp.asarray(state["start"], jnp.int32))
         state["cache"] = jax.block_until_ready(commit(state["cache"], chunk))
         state["start"] += FRAMES
 

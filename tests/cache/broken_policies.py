@@ -11,7 +11,8 @@ from jax.core import Tracer
 from tests.cache.sound_policies import only_chunks_of
 from vidcache_jax.cache import CacheSpec, CacheView, Chunk, SlidingWindow, SlotCache
 from vidcache_jax.cache.slots import chunk_frames, grid_positions
-from vidcache_jax.models.rope import rotate
+from vidcache_jax.ops.attention import AttentionPart
+from vidcache_jax.ops.rope import rotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,11 @@ class AveragesOverEmptySlots(Window):
 class ChangesDtype(Window):
     def commit(self, cache: SlotCache, chunk: Chunk) -> SlotCache:
         cache = super().commit(cache, chunk)
+        return dataclasses.replace(cache, v=cache.v.astype(jnp.float16))
+
+
+class EvictsDtype(Window):
+    def evict(self, cache: SlotCache, chunk: Chunk, attended: AttentionPart) -> SlotCache:
         return dataclasses.replace(cache, v=cache.v.astype(jnp.float16))
 
 
@@ -165,7 +171,7 @@ BROKEN = {
     "C1": [RemembersReads, WritesWhileReading],
     "C2": [StoresRotatedKeys, PositionIsSlot],
     "C3": [SeesEmptySlot, AveragesOverEmptySlots],
-    "C4": [ChangesDtype, NeedsConcreteClock, CountsInTreedef],
+    "C4": [ChangesDtype, EvictsDtype, NeedsConcreteClock, CountsInTreedef],
     "C5": [AllocatesOnHost],
     "C6": [RebuildsCache],
     "C7": [DecidesForWholeBatch],

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.cache import CachePolicy, CacheSpec, CacheView, Chunk
+from vidcache_jax.ops.attention import AttentionPart
 
 
 def only_chunks_of(spec: CacheSpec, frames: int) -> None:
@@ -30,7 +31,7 @@ class TokenCache:
     place: Int[Array, "*stack B N S"]
     """Number of the token in its frame."""
     score: Float[Array, "*stack B N S"]
-    """Mean logit of the last chunk's queries."""
+    """Log of the weight that the last chunk's mean query gives."""
     grid: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
 
@@ -80,16 +81,19 @@ class TokenSets(CachePolicy):
         slots = jnp.argsort(cache.frame >= 0, axis=-1, stable=True)[..., : chunk.k.shape[2]]
         put = jax.vmap(jax.vmap(lambda old, index, new: old.at[index].set(new)))
         token = jnp.broadcast_to(jnp.arange(slots.shape[-1], dtype=jnp.int32), slots.shape)
-        k = put(cache.k, slots, chunk.k)
-        query = jnp.mean(chunk.q.astype(jnp.float32), axis=2)
-        return TokenCache(
-            k=k,
+        return dataclasses.replace(
+            cache,
+            k=put(cache.k, slots, chunk.k),
             v=put(cache.v, slots, chunk.v),
             frame=put(cache.frame, slots, chunk.start_frame + token // grid_tokens),
             place=put(cache.place, slots, token % grid_tokens),
-            score=jnp.einsum("bnh,bnsh->bns", query, k.astype(jnp.float32)),
-            grid=cache.grid,
         )
+
+    def evict(self, cache: TokenCache, chunk: Chunk, attended: AttentionPart) -> TokenCache:
+        query = jnp.mean(chunk.q.astype(jnp.float32), axis=2)
+        logits = jnp.einsum("bnh,bnsh->bns", query, cache.k.astype(jnp.float32))
+        total = jnp.mean(attended.max + jnp.log(attended.denominator), axis=-1, keepdims=True)
+        return dataclasses.replace(cache, score=logits - total)
 
     def settle(self, cache: TokenCache, start_frame) -> TokenCache:
         """Scores are shared by the layers; the lowest go until the budget is met."""

@@ -77,7 +77,7 @@ def flow_of(params, config=CONFIG) -> np.ndarray:
         spec = wan_dit.cache_spec(
             config, BATCH, (ROWS, COLUMNS), FRAMES, wan_dit.param_dtype(params)
         )
-        cache = wan_dit.init_cache(policy, spec, config.num_layers)
+        cache = policy.init_layers(spec, config.num_layers)
         text_kv = wan_dit.encode_text(params, config, text)
         return wan_dit.denoise(
             params, config, policy, latents, time, text_kv, cache, jnp.int32(0)

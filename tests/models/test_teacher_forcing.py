@@ -43,7 +43,7 @@ def test_equals_denoise_and_commit_chunk_by_chunk(frames_per_chunk):
     clean, clean_timestep, noisy, noisy_timestep = clip()
     policy = FullCache(FRAMES)
     spec = wan_dit.cache_spec(CASE.config, CASE.batch, CASE.latent_size, frames_per_chunk, "f4")
-    cache = wan_dit.init_cache(policy, spec, CASE.config.num_layers)
+    cache = policy.init_layers(spec, CASE.config.num_layers)
     model = (CASE.params, CASE.config, policy)
     flows = []
     for index in range(0, FRAMES, frames_per_chunk):

@@ -32,7 +32,7 @@ init_params = jax.jit(wan_dit.init_params, static_argnums=(0, 2), compiler_optio
 
 def empty_cache(it, policy, frames_per_chunk=2, dtype=jnp.float32):
     spec = wan_dit.cache_spec(it.config, it.batch, it.latent_size, frames_per_chunk, dtype)
-    return wan_dit.init_cache(policy, spec, it.config.num_layers)
+    return policy.init_layers(spec, it.config.num_layers)
 
 
 def times(it, seed, num_frames, highest=1000.0):
@@ -136,8 +136,10 @@ def test_denoise_writes_nothing_and_is_causal_over_chunks():
 @pytest.mark.parametrize("name", ["plain", "smallest-heads"])
 def test_text_padding_is_attended_like_any_token(name):
     it = CASES[name]
-    keys, values = it.text_kv
+    keys, values, is_text = it.text_kv
     c = it.config
+    is_said = np.arange(c.text_len) < len(it.text[0])
+    assert same_bits(is_text, np.broadcast_to(is_said, is_text.shape))
     assert keys.shape == values.shape == (c.num_layers, 1, c.num_heads, c.text_len, c.head_dim)
     embedded = it.oracle.embed_text(it.text[0])
     for layer in range(c.num_layers):

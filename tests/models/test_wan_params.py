@@ -53,7 +53,7 @@ def test_fresh_params():
     spec = wan_dit.cache_spec(it.config, 1, it.latent_size, 2, jnp.float32)
     noisy, time = jnp.asarray(it.latents(0, 1, 2)), jnp.full((1, 2), 500.0)
     denoise = jax.jit(wan_dit.denoise, static_argnums=(1, 2), compiler_options=QUICK)
-    cache = wan_dit.init_cache(policy, spec, it.config.num_layers)
+    cache = policy.init_layers(spec, it.config.num_layers)
     flow = denoise(params, it.config, policy, noisy, time, it.text_kv, cache, jnp.int32(0))
     np.testing.assert_array_equal(flow, np.zeros(flow.shape))
 

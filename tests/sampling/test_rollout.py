@@ -13,7 +13,8 @@ from tests.models.cases import QUICK, case
 from tests.sampling.rollout_oracle import rollout as oracle_rollout
 from vidcache_jax.cache import FullCache, SlidingWindow
 from vidcache_jax.config import RolloutConfig
-from vidcache_jax.models.rope import axis_pairs
+from vidcache_jax.models import wan_dit
+from vidcache_jax.ops.rope import axis_pairs
 from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.testing import cache_sized_copies, same_bits
 
@@ -177,11 +178,12 @@ def test_donated_state_is_updated_in_place(monkeypatch):
 def test_bfloat16_params_keep_float32_latents():
     """Types only; that the numbers stay close is tested on the model."""
     rollout, _ = SETTINGS["full-by-three"]
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (CASE.params, CASE.text_kv))
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), CASE.params)
+    text_kv = wan_dit.encode_text(params, CASE.config, jnp.asarray(CASE.text))
     state = rollout.init(CASE.batch, CASE.latent_size, jnp.bfloat16)
 
     def step(noise, renoise):
-        after, result = rollout.step(half[0], state, half[1], noise, renoise)
+        after, result = rollout.step(params, state, text_kv, noise, renoise)
         return after.cache.k, after.cache.v, after.next_frame, result.latents, result.flow_first
 
     k, v, frame, *latents = jax.eval_shape(step, *(jnp.asarray(x[0]) for x in inputs(3, 4)))

@@ -16,10 +16,13 @@ when made. Its methods are pure, work on one layer, and run under `jit`. The con
 
 from typing import Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk, LayerCache
+from vidcache_jax.ops.attention import AttentionPart
 
 
 @runtime_checkable
@@ -39,6 +42,11 @@ class CachePolicy(Protocol):
         """
         ...
 
+    def init_layers(self, spec: CacheSpec, num_layers: int) -> LayerCache:
+        """Empty caches of all layers, stacked; for what differs from layer to layer."""
+        layer = self.init(spec)
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_layers, axis=0), layer)
+
     def read(self, cache: LayerCache, start_frame: FrameNumber, num_frames: int) -> CacheView:
         """What the chunk of frames ``start_frame ... start_frame + num_frames - 1`` attends to.
 
@@ -48,8 +56,19 @@ class CachePolicy(Protocol):
         ...
 
     def commit(self, cache: LayerCache, chunk: Chunk) -> LayerCache:
-        """Admits a clean chunk; the result has the same structure, shapes and dtypes."""
+        """Admits a clean chunk, before the layer attends in the commit pass.
+
+        The result has the same structure, shapes and dtypes.
+        """
         ...
+
+    def evict(self, cache: LayerCache, chunk: Chunk, attended: AttentionPart) -> LayerCache:
+        """Makes room, after the layer has attended in the commit pass.
+
+        ``attended`` is what the chunk's queries saw in the view of the committed cache; its
+        residuals give the weight of any key, ``exp(logit - max) / denominator``.
+        """
+        return cache
 
     def memory_index(self, cache: LayerCache) -> Int[Array, "L memory"] | None:
         """Frame numbers held in long-term memory (stacked cache, first video of the batch).

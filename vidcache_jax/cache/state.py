@@ -38,11 +38,15 @@ class CacheSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Clean queries, keys and values of the chunk to be committed, un-rotated."""
+    """The chunk to be committed: its clean queries, keys and values, un-rotated, and its prompt."""
 
     q: Float[Array, "*stack B N T H"]
     k: Float[Array, "*stack B N T H"]
     v: Float[Array, "*stack B N T H"]
+    text_k: Float[Array, "*stack B N Tt H"]
+    """The layer's cross-attention keys of the prompt that the chunk was made with."""
+    is_text: Bool[Array, "*stack B Tt"]
+    """Which of them are tokens of the prompt; the others are padding."""
     start_frame: Int[Array, "*stack"]
     """Number of the chunk's first latent frame in the video."""
 

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import Params
-from vidcache_jax.models.rope import integer_angles
+from vidcache_jax.ops.rope import integer_angles
 
 
 def apply(module: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Any:

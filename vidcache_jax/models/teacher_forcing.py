@@ -16,10 +16,10 @@ from vidcache_jax.array_typing import Heads, Params
 from vidcache_jax.cache.slots import chunk_frames, grid_positions
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.layers import apply
-from vidcache_jax.models.rope import rotate
 from vidcache_jax.models.wan_block import Head, WanBlock
 from vidcache_jax.models.wan_dit import TextKV, embed_chunk
 from vidcache_jax.ops.attention import attention
+from vidcache_jax.ops.rope import rotate
 
 
 def teacher_forcing(

@@ -6,11 +6,12 @@ Denoising, committing to a cache and training are three such functions (`wan_dit
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vidcache_jax.array_typing import Heads, Latents, TextHeads, Timesteps, Tokens
 from vidcache_jax.config import WanConfig
@@ -25,6 +26,15 @@ from vidcache_jax.ops.attention import attention
 
 Attend = Callable[[Heads, Heads, Heads], tuple[Heads, Any]]
 """Un-rotated (q, k, v) of a block's tokens -> (attended values, anything to hand back)."""
+
+
+class TextKV(NamedTuple):
+    """The prompt as cross-attention sees it; stacked over layers it gains a leading axis L."""
+
+    k: TextHeads
+    v: TextHeads
+    is_text: Bool[Array, "B Tt"]
+    """False for padding, which is attended all the same, as Wan does."""
 
 
 class WanBlock(nn.Module):
@@ -53,7 +63,7 @@ class WanBlock(nn.Module):
         self,
         x: Tokens,
         time: Float[Array, "B F 6 D"],
-        text_kv: tuple[TextHeads, TextHeads],
+        text_kv: TextKV,
         attend: Attend,
     ) -> tuple[Tokens, Any]:
         modulation = time + self.modulation[:, None].astype(time.dtype)
@@ -67,7 +77,7 @@ class WanBlock(nn.Module):
         x = x + per_token(gate_sa, num_tokens) * self.self_attn.output(attended, x.dtype)
 
         h = self.norm3(x) if self.config.cross_attn_norm else x
-        attended = attention(self.cross_attn.query(h), *text_kv).out
+        attended = attention(self.cross_attn.query(h), text_kv.k, text_kv.v).out
         x = x + self.cross_attn.output(attended, x.dtype)
 
         h = modulate(self.norm2(x), shift_ff, scale_ff)
@@ -76,7 +86,8 @@ class WanBlock(nn.Module):
 
     def with_text(self, x: Tokens, time, text: Float[Array, "B Tt D"], attend: Attend):
         """The whole block from the embedded prompt; touches every parameter, for `init`."""
-        return self(x, time, self.text_key_value(text), attend)
+        is_text = jnp.ones(text.shape[:2], bool)
+        return self(x, time, TextKV(*self.text_key_value(text), is_text), attend)
 
     def text_key_value(self, text: Float[Array, "B Tt D"]) -> tuple[TextHeads, TextHeads]:
         """Cross-attention keys and values of the embedded prompt."""

@@ -18,20 +18,19 @@ from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.layers import apply
-from vidcache_jax.models.rope import rotate
 from vidcache_jax.models.wan_block import (
     Head,
     PatchEmbedding,
     TextEmbedding,
+    TextKV,
     TimeEmbedding,
     WanBlock,
 )
 from vidcache_jax.ops.attention import attention, merge
+from vidcache_jax.ops.rope import rotate
 
 StackedCache = Any
 """A policy's cache with a leading layer axis on every array."""
-TextKV = tuple[Any, Any]
-"""Cross-attention (keys, values), each [L, B, N, text_len, H]."""
 
 
 def init_params(config: WanConfig, key: jax.Array, dtype=jnp.float32) -> Params:
@@ -83,12 +82,6 @@ def cache_spec(
     )
 
 
-def init_cache(policy: CachePolicy, spec: CacheSpec, num_layers: int) -> StackedCache:
-    """Empty caches of all layers, stacked."""
-    layer = policy.init(spec)
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_layers, axis=0), layer)
-
-
 def cache_nbytes(cache: StackedCache) -> int:
     """Bytes of every buffer of a cache (arrays or their abstract shapes)."""
     return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(cache))
@@ -99,7 +92,7 @@ def encode_text(params: Params, config: WanConfig, text_embeds: jax.Array) -> Te
 
     Args:
       text_embeds: [B, <= text_len, text_dim]; zero padded to text_len here, and the padding is
-        attended like any token, as Wan does.
+        attended like any token, as Wan does. Rows of zeros count as padding.
 
     Raises:
       ValueError: the text is too long or of another width.
@@ -113,10 +106,20 @@ def encode_text(params: Params, config: WanConfig, text_embeds: jax.Array) -> Te
     padded = jnp.pad(text_embeds, ((0, 0), (0, config.text_len - length), (0, 0)))
     text = apply(TextEmbedding(config), params["text"], padded.astype(param_dtype(params)))
 
+    is_text = jnp.any(padded != 0, axis=-1)
+
     def layer(block_params):
-        return apply(WanBlock(config), block_params, text, method=WanBlock.text_key_value)
+        k, v = apply(WanBlock(config), block_params, text, method=WanBlock.text_key_value)
+        return TextKV(k, v, is_text)
 
     return jax.lax.map(layer, params["blocks"])
+
+
+def abstract_text(config: WanConfig, batch: int, dtype=jnp.float32) -> TextKV:
+    """Shapes and dtypes of what `encode_text` returns."""
+    text = jax.ShapeDtypeStruct((batch, config.text_len, config.text_dim), dtype)
+    encode = lambda params, text: encode_text(params, config, text)
+    return jax.eval_shape(encode, abstract_params(config, dtype), text)
 
 
 def denoise(
@@ -161,7 +164,8 @@ def commit(
     """Runs the clean chunk through the model and lets the policy update every layer's cache.
 
     Layer l updates its cache before it attends, so that what the policy recalled or edited is
-    what layer l + 1 sees (as in the references' context pass).
+    what layer l + 1 sees (as in the references' context pass); what the policy evicts by what
+    was attended to goes afterwards.
     """
 
     def layer(carry, layer_inputs):
@@ -172,9 +176,11 @@ def commit(
             own = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), cache
             )
-            updated = policy.commit(own, Chunk(q, k, v, start_frame))
+            chunk = Chunk(q, k, v, text.k, text.is_text, start_frame)
+            updated = policy.commit(own, chunk)
             view = policy.read(updated, start_frame, latents.shape[1])
-            return attend_view(rotate(q, view.query_position), view).out, updated
+            attended = attend_view(rotate(q, view.query_position), view)
+            return attended.out, policy.evict(updated, chunk, attended)
 
         x, updated = apply(WanBlock(config), block_params, x, e0, text, attend)
         # In the carry, not in the scan's outputs: XLA then writes layer by layer into the donated
@@ -208,12 +214,12 @@ def embed_chunk(params: Params, config: WanConfig, latents: Latents, timestep: T
 
 __all__ = [
     "abstract_params",
+    "abstract_text",
     "cache_nbytes",
     "cache_spec",
     "commit",
     "denoise",
     "encode_text",
-    "init_cache",
     "init_params",
     "param_dtype",
 ]

@@ -48,7 +48,7 @@ class Rollout:
         spec = wan_dit.cache_spec(
             self.config, batch, latent_size, self.rollout.frames_per_chunk, dtype
         )
-        cache = wan_dit.init_cache(self.policy, spec, self.config.num_layers)
+        cache = self.policy.init_layers(spec, self.config.num_layers)
         return RolloutState(cache=cache, next_frame=jnp.zeros((), jnp.int32))
 
     def step(

@@ -19,4 +19,5 @@ from vidcache_jax.testing.trial import Attended as Attended
 from vidcache_jax.testing.trial import ChunkRecord as ChunkRecord
 from vidcache_jax.testing.trial import Trial as Trial
 from vidcache_jax.testing.trial import ViewRecord as ViewRecord
+from vidcache_jax.testing.trial import chunk_of as chunk_of
 from vidcache_jax.testing.trial import random_chunk as random_chunk

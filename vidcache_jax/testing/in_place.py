@@ -39,7 +39,7 @@ def check_in_place(
 
 def compile_commit(policy: CachePolicy, config: WanConfig, spec: CacheSpec):
     """The model's commit pass with a donated cache, compiled; and the leaves of that cache."""
-    cache = wan_dit.init_cache(policy, spec, config.num_layers)
+    cache = policy.init_layers(spec, config.num_layers)
     leaves, treedef = jax.tree.leaves(cache), jax.tree.structure(cache)
 
     def commit(leaves, params, latents, timestep, text_kv, start_frame):
@@ -51,13 +51,12 @@ def compile_commit(policy: CachePolicy, config: WanConfig, spec: CacheSpec):
 
     array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     frames = (spec.batch, spec.frames_per_chunk)
-    text = array(config.num_layers, spec.batch, spec.num_heads, config.text_len, spec.head_dim)
     lowered = jax.jit(commit, donate_argnums=0).lower(
         leaves,
-        jax.eval_shape(lambda key: wan_dit.init_params(config, key), jax.random.key(0)),
+        wan_dit.abstract_params(config),
         array(*frames, *spec.grid, config.in_dim),
         array(*frames),
-        (text, text),
+        wan_dit.abstract_text(config, spec.batch),
         jax.ShapeDtypeStruct((), jnp.int32),
     )
     return lowered.compile(), leaves

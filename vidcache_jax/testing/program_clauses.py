@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidcache_jax.cache.state import Chunk
 from vidcache_jax.testing.history_clauses import compare
 from vidcache_jax.testing.tolerances import same_bits
 from vidcache_jax.testing.trial import (
@@ -15,6 +14,8 @@ from vidcache_jax.testing.trial import (
     Heads,
     Trial,
     ViewRecord,
+    chunk_of,
+    commit_attention,
     quick_jit,
     random_chunk,
 )
@@ -58,6 +59,13 @@ def check_structure(trial: Trial) -> None:
         _require_same(treedef, jax.tree.structure(updated), "commit", "structure")
         return jax.tree.leaves(updated)
 
+    def evict(leaves, chunk):
+        cache = jax.tree.unflatten(treedef, leaves)
+        view = policy.read(cache, chunk.start_frame, spec.frames_per_chunk)
+        updated = policy.evict(cache, chunk, commit_attention(chunk.q, view))
+        _require_same(treedef, jax.tree.structure(updated), "evict", "structure")
+        return jax.tree.leaves(updated)
+
     def settle(leaves, start_frame):
         updated = policy.settle(jax.tree.unflatten(treedef, leaves), start_frame)
         _require_same(treedef, jax.tree.structure(updated), "settle", "structure")
@@ -67,6 +75,7 @@ def check_structure(trial: Trial) -> None:
     start, stacked = jnp.zeros((), jnp.int32), trial.empty()
     try:
         after_commit = jax.eval_shape(commit, leaves, chunk)
+        after_evict = jax.eval_shape(evict, leaves, chunk)
         after_settle = jax.eval_shape(settle, stacked, start)
         jax.eval_shape(trial.views, stacked, trial.random_history(0, 1)[0], start)
     except _NEEDS_CONCRETE as error:
@@ -75,6 +84,7 @@ def check_structure(trial: Trial) -> None:
             f"would be compiled anew: {error}"
         ) from error
     _require_same(_types(leaves), _types(after_commit), "commit", "shapes and dtypes")
+    _require_same(_types(leaves), _types(after_evict), "evict", "shapes and dtypes")
     _require_same(_types(stacked), _types(after_settle), "settle", "shapes and dtypes")
 
 
@@ -112,7 +122,7 @@ def _eager_layer(trial: Trial, leaves, heads, start_frame) -> tuple[list, ChunkR
     policy, num_frames = trial.policy, trial.spec.frames_per_chunk
     cache = jax.tree.unflatten(trial.treedef, leaves)
     q, k, v = jnp.asarray(heads)
-    chunk = Chunk(q, k, v, start_frame)
+    chunk = chunk_of(trial.spec, q, k, v, start_frame)
     saved = _bits(cache)
     before = policy.read(cache, start_frame, num_frames)
     shown = _bits(before)
@@ -134,7 +144,17 @@ def _eager_layer(trial: Trial, leaves, heads, start_frame) -> tuple[list, ChunkR
     )
     after = policy.read(updated, start_frame, num_frames)
     record = ChunkRecord(ViewRecord.of(before), ViewRecord.of(after), None)
-    return jax.tree.leaves(updated), record
+    committed, attended = _bits(updated), commit_attention(q, after)
+    evicted = policy.evict(updated, chunk, attended)
+    require(
+        committed == _bits(updated), "C1", f"evict after frame {start_frame} changed its argument"
+    )
+    require(
+        _bits(evicted) == _bits(policy.evict(updated, chunk, attended)),
+        "C1",
+        f"two evictions after frame {start_frame} from one cache differ",
+    )
+    return jax.tree.leaves(evicted), record
 
 
 def _bits(tree) -> list[bytes]:

@@ -13,8 +13,8 @@ from jaxtyping import Shaped
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk
 from vidcache_jax.models import wan_dit
-from vidcache_jax.models.rope import rotate
-from vidcache_jax.ops.attention import attention, merge
+from vidcache_jax.ops.attention import AttentionPart, attention, merge
+from vidcache_jax.ops.rope import rotate
 from vidcache_jax.testing.tolerances import same_bits
 
 Heads = Shaped[np.ndarray, "*mapped 3 L B N T H"]
@@ -24,7 +24,17 @@ Heads = Shaped[np.ndarray, "*mapped 3 L B N T H"]
 def random_chunk(rng: np.random.Generator, spec: CacheSpec, start_frame: int = 0) -> Chunk:
     """Normally distributed q, k, v of one layer's chunk."""
     q, k, v = jnp.asarray(random_heads(rng, spec, 1)[:, 0])
-    return Chunk(q, k, v, jnp.asarray(start_frame, jnp.int32))
+    return chunk_of(spec, q, k, v, jnp.asarray(start_frame, jnp.int32))
+
+
+def chunk_of(spec: CacheSpec, q: Any, k: Any, v: Any, start_frame: Any) -> Chunk:
+    """A chunk made with the prompt of all trials: two tokens and one of padding."""
+    shape = (spec.num_heads, 3, spec.head_dim)
+    text_k = np.random.default_rng(0).standard_normal(shape).astype(jnp.dtype(spec.dtype))
+    # The same for every video, so that batches may be permuted and mapped without it.
+    text_k = jnp.broadcast_to(jnp.asarray(text_k), (spec.batch, *shape))
+    is_text = jnp.broadcast_to(jnp.array([True, True, False]), (spec.batch, 3))
+    return Chunk(q, k, v, text_k, is_text, start_frame)
 
 
 def random_heads(rng: np.random.Generator, spec: CacheSpec, num_layers: int) -> Heads:
@@ -58,11 +68,11 @@ class Attended:
     committed: Any
 
     @classmethod
-    def of(cls, before: CacheView, after: CacheView, q, k, v) -> "Attended":
+    def of(cls, before: CacheView, committed: AttentionPart, q, k, v) -> "Attended":
         """In a denoise pass the view is merged with the chunk's own keys, which it lacks."""
-        committed = wan_dit.attend_view(rotate(q, after.query_position), after).out
         q, k = rotate(q, before.query_position), rotate(k, before.query_position)
-        return cls(merge(wan_dit.attend_view(q, before), attention(q, k, v)).out, committed)
+        part = merge(wan_dit.attend_view(q, before), attention(q, k, v))
+        return cls(part.out, committed.out)
 
 
 @jax.tree_util.register_dataclass
@@ -93,7 +103,7 @@ class Trial:
     """One entry for each time that `step` was traced for compilation."""
 
     def empty(self) -> list[jax.Array]:
-        return jax.tree.leaves(wan_dit.init_cache(self.policy, self.spec, self.num_layers))
+        return jax.tree.leaves(self.policy.init_layers(self.spec, self.num_layers))
 
     def with_batch(self, batch: int) -> "Trial":
         spec = dataclasses.replace(self.spec, batch=batch)
@@ -162,34 +172,33 @@ class Trial:
         return quick_jit(step)
 
     def views(self, leaves, heads: Any, start_frame) -> tuple[list, ChunkRecord]:
-        """One chunk as the model makes it, without attention: read, commit, read; then settle."""
-        return self._chunk(leaves, heads, start_frame, lambda heads, before, after: None)
+        """One chunk as the model makes it: read, commit, read, evict; then settle."""
+        return self._chunk(leaves, heads, start_frame, None)
 
     def step(self, leaves, heads: Any, start_frame, garbage) -> tuple[list, ChunkRecord]:
         """`views`, and what the chunk attends to.
 
         ``garbage`` is written over every key and value that a view declares invisible.
         """
-        return self._chunk(
-            leaves, heads, start_frame,
-            lambda heads, before, after: Attended.of(
-                _spoil(before, garbage), _spoil(after, garbage), *heads
-            ),
-        )  # fmt: skip
+        return self._chunk(leaves, heads, start_frame, garbage)
 
-    def _chunk(self, leaves, heads, start_frame, attended: Callable):
+    def _chunk(self, leaves, heads, start_frame, garbage):
         num_frames = self.spec.frames_per_chunk
 
         def layer(inputs):
             own, (q, k, v) = inputs
             cache = jax.tree.unflatten(self.treedef, own)
+            chunk = chunk_of(self.spec, q, k, v, start_frame)
             before = self.policy.read(cache, start_frame, num_frames)
-            updated = self.policy.commit(cache, Chunk(q, k, v, start_frame))
+            updated = self.policy.commit(cache, chunk)
             after = self.policy.read(updated, start_frame, num_frames)
-            record = ChunkRecord(
-                ViewRecord.of(before), ViewRecord.of(after), attended((q, k, v), before, after)
-            )
-            return jax.tree.leaves(updated), record
+            committed = commit_attention(q, after, garbage)
+            attended = (
+                None if garbage is None
+                else Attended.of(_spoil(before, garbage), committed, q, k, v)
+            )  # fmt: skip
+            record = ChunkRecord(ViewRecord.of(before), ViewRecord.of(after), attended)
+            return jax.tree.leaves(self.policy.evict(updated, chunk, committed)), record
 
         leaves, record = jax.lax.map(layer, (leaves, tuple(heads)))
         cache = self.policy.settle(jax.tree.unflatten(self.treedef, leaves), start_frame)
@@ -227,6 +236,12 @@ def quick_jit(function: Callable, **options: Any) -> Callable:
     if jax.default_backend() == "cpu":
         options["compiler_options"] = {"xla_backend_optimization_level": 0}
     return jax.jit(function, **options)
+
+
+def commit_attention(q: Any, view: CacheView, garbage: Any = None) -> AttentionPart:
+    """What the commit pass attends to; ``garbage`` is written over what the view hides."""
+    view = view if garbage is None else _spoil(view, garbage)
+    return wan_dit.attend_view(rotate(q, view.query_position), view)
 
 
 def _spoil(view: CacheView, garbage) -> CacheView:

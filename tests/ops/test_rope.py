@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.models.wan_oracle import rope_factors
 from vidcache_jax.cache.slots import grid_positions
-from vidcache_jax.models.rope import axis_pairs, integer_angles, rope_angles
-from vidcache_jax.models.rope import rotate as plain_rotate
+from vidcache_jax.ops.rope import axis_pairs, integer_angles, rope_angles
+from vidcache_jax.ops.rope import rotate as plain_rotate
 from vidcache_jax.testing import assert_close
 
 FRAMES = (0, 1, 1023, 1024, 60_000, 10**6, 2**31 - 1)
