@@ -19,11 +19,11 @@ PACKAGE = ROOT / "vidcache_jax"
 # gets its place here, on purpose. "" is the package's own __init__.
 LAYERS = (
     {"array_typing"},
-    {"config"},
+    {"config", "sharding"},
     {"ops"},
     {"cache"},
     {"models"},
-    {"tiny", "text", "sharding", "checkpoint"},
+    {"tiny", "text", "checkpoint"},
     {"loading"},
     {"sampling"},
     {"testing"},

@@ -28,6 +28,7 @@ from vidcache_jax.models.wan_block import (
 )
 from vidcache_jax.ops.attention import attention, merge
 from vidcache_jax.ops.rope import rotate
+from vidcache_jax.sharding import ONE_DEVICE, Layout
 
 StackedCache = Any
 """A policy's cache with a leading layer axis on every array."""
@@ -131,6 +132,7 @@ def denoise(
     text_kv: TextKV,
     cache: StackedCache,
     start_frame: FrameNumber,
+    layout: Layout = ONE_DEVICE,
 ) -> Latents:
     """Flow of a noisy chunk given the past: ``flow ~ noise - clean``. Writes nothing."""
 
@@ -140,9 +142,12 @@ def denoise(
         def attend(q: Heads, k: Heads, v: Heads):
             view = policy.read(layer_cache, start_frame, latents.shape[1])
             q, k = rotate(q, view.query_position), rotate(k, view.query_position)
-            return merge(attend_view(q, view), attention(q, k, v)).out, None
+            q, k, v = layout.queries(q), layout.to_heads(k), layout.to_heads(v)
+            attended = merge(attend_view(q, view), attention(q, k, v))
+            return layout.to_tokens(attended.out), None
 
-        return apply(WanBlock(config), block_params, x, e0, text, attend)
+        own = layout.whole(block_params)
+        return apply(WanBlock(config), own, layout.tokens(x), e0, text, attend)
 
     x, e, e0 = embed_chunk(params, config, latents, timestep)
     # The cache is scanned read-only: returning it from the scan would cost a second cache.
@@ -160,6 +165,7 @@ def commit(
     text_kv: TextKV,
     cache: StackedCache,
     start_frame: FrameNumber,
+    layout: Layout = ONE_DEVICE,
 ) -> StackedCache:
     """Runs the clean chunk through the model and lets the policy update every layer's cache.
 
@@ -176,13 +182,15 @@ def commit(
             own = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), cache
             )
+            q, k, v = layout.to_heads(q), layout.to_heads(k), layout.to_heads(v)
             chunk = Chunk(q, k, v, text.k, text.is_text, start_frame)
             updated = policy.commit(own, chunk)
             view = policy.read(updated, start_frame, latents.shape[1])
-            attended = attend_view(rotate(q, view.query_position), view)
-            return attended.out, policy.evict(updated, chunk, attended)
+            attended = attend_view(rotate(layout.own_queries(q), view.query_position), view)
+            return layout.to_tokens(attended.out), policy.evict(updated, chunk, attended)
 
-        x, updated = apply(WanBlock(config), block_params, x, e0, text, attend)
+        weights = layout.whole(block_params)
+        x, updated = apply(WanBlock(config), weights, layout.tokens(x), e0, text, attend)
         # In the carry, not in the scan's outputs: XLA then writes layer by layer into the donated
         # buffer instead of into a second one.
         cache = jax.tree.map(

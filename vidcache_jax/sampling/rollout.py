@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import FrameNumber, Latents, Params
@@ -11,6 +12,7 @@ from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models import wan_dit
 from vidcache_jax.sampling import schedule
+from vidcache_jax.sharding import DATA, ONE_DEVICE, Layout
 
 
 @jax.tree_util.register_dataclass
@@ -38,18 +40,33 @@ class Rollout:
     config: WanConfig
     rollout: RolloutConfig
     policy: CachePolicy
+    layout: Layout = ONE_DEVICE
 
     def init(self, batch: int, latent_size: tuple[int, int], dtype) -> RolloutState:
-        """Empty caches and frame 0, for latents of (Y, X).
+        """Empty caches and frame 0, for latents of (Y, X), where the layout wants them.
 
         Raises:
-          ValueError: the policy cannot serve this chunk size, or the size does not patchify.
+          ValueError: the policy cannot serve this chunk size, or the size does not patchify, or
+            the layout cannot divide it.
         """
         spec = wan_dit.cache_spec(
             self.config, batch, latent_size, self.rollout.frames_per_chunk, dtype
         )
-        cache = self.policy.init_layers(spec, self.config.num_layers)
-        return RolloutState(cache=cache, next_frame=jnp.zeros((), jnp.int32))
+        self.layout.check(batch, spec.num_heads, spec.frames_per_chunk * spec.tokens_per_frame)
+
+        def empty():
+            return self.policy.init_layers(spec, self.config.num_layers)
+
+        next_frame = jnp.zeros((), jnp.int32)
+        if self.layout.mesh is None:
+            return RolloutState(empty(), next_frame)
+        # Compiled, so that no chip holds the whole even for a moment.
+        abstract = jax.eval_shape(empty)
+        leaves = jax.jit(
+            lambda: jax.tree.leaves(empty()), out_shardings=self.layout.cache(abstract)
+        )
+        cache = jax.tree.unflatten(jax.tree.structure(abstract), leaves())
+        return RolloutState(cache, jax.device_put(next_frame, self.layout.named()))
 
     def step(
         self,
@@ -66,6 +83,41 @@ class Rollout:
                                x  = (1 - sigma(t')) x0 + sigma(t') fresh noise
         cache = commit(x0, context_timestep)
         """
+        if self.layout.mesh is None:
+            return self._step(params, state, text_kv, noise, renoise)
+        treedef = jax.tree.structure(state.cache)
+
+        def own_videos(params, cache, next_frame, text_kv, noise, renoise):
+            state = RolloutState(jax.tree.unflatten(treedef, cache), next_frame)
+            state, result = self._step(params, state, text_kv, noise, renoise)
+            return jax.tree.leaves(state.cache), state.next_frame, result.latents, result.flow_first
+
+        # By hand over videos, which never meet; the compiler divides what is done for each.
+        stacked = PartitionSpec(None, DATA)
+        cache_specs = [stacked] * treedef.num_leaves
+        mapped = jax.shard_map(
+            own_videos,
+            mesh=self.layout.mesh,
+            axis_names={DATA},
+            in_specs=(
+                PartitionSpec(),
+                cache_specs,
+                PartitionSpec(),
+                stacked,
+                PartitionSpec(DATA),
+                stacked,
+            ),
+            out_specs=(cache_specs, PartitionSpec(), PartitionSpec(DATA), PartitionSpec(DATA)),
+            check_vma=False,
+        )
+        leaves, next_frame, *result = mapped(
+            params, jax.tree.leaves(state.cache), state.next_frame, text_kv, noise, renoise
+        )
+        cache = jax.tree.unflatten(treedef, leaves)
+        return RolloutState(cache, next_frame), ChunkResult(*result)
+
+    def _step(self, params: Params, state: RolloutState, text_kv, noise, renoise):
+        """`step` on the videos of one place on ``data``."""
         batch, num_frames = noise.shape[:2]
         model = (params, self.config, self.policy)
         start = state.next_frame
@@ -77,7 +129,7 @@ class Rollout:
         sigmas = jnp.asarray(timesteps / 1000, jnp.float32)
 
         def denoise(x, t, sigma):
-            flow = wan_dit.denoise(*model, x, timestep(t), text_kv, state.cache, start)
+            flow = wan_dit.denoise(*model, x, timestep(t), text_kv, state.cache, start, self.layout)
             flow = flow.astype(jnp.float32)
             # flow = noise - clean, so a pass says what is clean and what is noise in x.
             return x - sigma * flow, x + (1 - sigma) * flow, flow
@@ -96,7 +148,7 @@ class Rollout:
         later = (jnp.asarray(timesteps[1:], jnp.float32), sigmas[1:], renoise)
         (clean, _), _ = jax.lax.scan(next_pass, (clean, implied), later)
         context = timestep(self.rollout.context_timestep)
-        cache = wan_dit.commit(*model, clean, context, text_kv, state.cache, start)
+        cache = wan_dit.commit(*model, clean, context, text_kv, state.cache, start, self.layout)
         return RolloutState(cache, start + num_frames), ChunkResult(clean, flow_first)
 
     def check_length(self, num_frames: int) -> None:
