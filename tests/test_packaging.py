@@ -26,7 +26,7 @@ LAYERS = (
     {"tiny", "text", "checkpoint"},
     {"loading"},
     {"sampling"},
-    {"testing"},
+    {"testing", "planning"},
     {""},
     {"commands"},
     {"cli"},

@@ -132,18 +132,23 @@ class Layout:
             return block_params
         return jax.tree.map(lambda leaf: self._constrain(leaf), block_params)
 
-    def cache(self, cache: Any) -> list[NamedSharding]:
-        """Sharding of each leaf of a policy's cache: by videos and heads."""
-        return [self.named(*map(AXIS_OF.get, letters)) for letters in axis_letters(cache)]
+    def placed(self, tree: Any) -> Any:
+        """A tree of annotated dataclasses (`axis_letters`), divided by videos and heads."""
+        if self.mesh is None:
+            return tree
+        leaves, treedef = jax.tree.flatten(tree)
+        shardings = [self.named(*map(AXIS_OF.get, own)) for own in axis_letters(tree)]
+        return jax.tree.unflatten(treedef, map(jax.lax.with_sharding_constraint, leaves, shardings))
 
     def params(self, params: Params) -> Any:
-        """Sharding of every parameter: whole, or in parts along an axis that divides evenly."""
+        """Sharding of every parameter: whole, or a layer's kernels in parts."""
         size = self.size(*MODEL_AXES)
 
         def part(path, leaf) -> NamedSharding:
-            is_stacked = getattr(path[0], "key", None) == "blocks"
-            axes = range(int(is_stacked), len(leaf.shape))
-            divisible = [axis for axis in axes if leaf.shape[axis] % size == 0]
+            # The kernels of the layers are all but a hundredth of the weights.
+            names = [getattr(key, "key", None) for key in path]
+            is_kernel = names[0] == "blocks" and names[-1] == "kernel"
+            divisible = [axis for axis in (1, 2) if is_kernel and leaf.shape[axis] % size == 0]
             if not (self.shard_weights and divisible):
                 return self.named()
             longest = max(divisible, key=lambda axis: leaf.shape[axis])
@@ -183,7 +188,8 @@ def axis_letters(tree: Any) -> list[tuple[str, ...]]:
         value = getattr(tree, field.name)
         if field.metadata.get("static") or value is None:
             continue
-        if names := getattr(hints[field.name], "dim_str", None):
+        names = getattr(hints[field.name], "dim_str", None)
+        if names is not None:
             own = [name for name in names.split() if not name.startswith("*")]
             letters.append(("L",) * (value.ndim - len(own)) + tuple(own))
         else:

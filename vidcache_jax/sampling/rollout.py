@@ -54,19 +54,12 @@ class Rollout:
         )
         self.layout.check(batch, spec.num_heads, spec.frames_per_chunk * spec.tokens_per_frame)
 
-        def empty():
-            return self.policy.init_layers(spec, self.config.num_layers)
+        def empty() -> RolloutState:
+            cache = self.policy.init_layers(spec, self.config.num_layers)
+            return self.layout.placed(RolloutState(cache, jnp.zeros((), jnp.int32)))
 
-        next_frame = jnp.zeros((), jnp.int32)
-        if self.layout.mesh is None:
-            return RolloutState(empty(), next_frame)
-        # Compiled, so that no chip holds the whole even for a moment.
-        abstract = jax.eval_shape(empty)
-        leaves = jax.jit(
-            lambda: jax.tree.leaves(empty()), out_shardings=self.layout.cache(abstract)
-        )
-        cache = jax.tree.unflatten(jax.tree.structure(abstract), leaves())
-        return RolloutState(cache, jax.device_put(next_frame, self.layout.named()))
+        # Compiled for a mesh, so that no chip holds the whole even for a moment.
+        return jax.jit(empty)() if self.layout.mesh else empty()
 
     def step(
         self,
