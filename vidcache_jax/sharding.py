@@ -7,7 +7,7 @@
 Between attentions the chunk's tokens are divided over ``heads`` and ``sequence`` together. Around
 each attention q, k, v go from tokens to heads and the result comes back, four all-to-alls of the
 chunk a layer and pass (DeepSpeed-Ulysses, arXiv 2309.14509); ``sequence`` gathers the chunk's own k
-and v besides. Nothing that crosses between chips grows with what the cache holds.
+(twice: un-rotated and rotated) and v besides. Nothing that crosses between chips grows with what the cache holds.
 
 Weights lie on every chip, or with ``shard_weights`` in equal parts, gathered layer by layer.
 """
@@ -139,6 +139,13 @@ class Layout:
         leaves, treedef = jax.tree.flatten(tree)
         shardings = [self.named(*map(AXIS_OF.get, own)) for own in axis_letters(tree)]
         return jax.tree.unflatten(treedef, map(jax.lax.with_sharding_constraint, leaves, shardings))
+
+    def video_specs(self, tree: Any) -> list[PartitionSpec]:
+        """Where the videos are in each leaf of a tree of annotated dataclasses."""
+        return [
+            PartitionSpec(*(DATA if letter == "B" else None for letter in own))
+            for own in axis_letters(tree)
+        ]
 
     def params(self, params: Params) -> Any:
         """Sharding of every parameter: whole, or a layer's kernels in parts."""

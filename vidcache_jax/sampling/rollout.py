@@ -4,11 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import FrameNumber, Latents, Params
-from vidcache_jax.cache.policy import CachePolicy
+from vidcache_jax.cache.policy import CachePolicy, StackedPolicy
+from vidcache_jax.cache.state import StackedCache, Statistics
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models import wan_dit
 from vidcache_jax.sampling import schedule
@@ -20,9 +21,10 @@ from vidcache_jax.sharding import DATA, ONE_DEVICE, Layout
 class RolloutState:
     """Everything a rollout carries from chunk to chunk."""
 
-    cache: wan_dit.StackedCache
+    cache: StackedCache
     next_frame: FrameNumber
     """Latent frames made so far; the number of the next one."""
+    statistics: Statistics = None
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +41,8 @@ class Rollout:
 
     config: WanConfig
     rollout: RolloutConfig
-    policy: CachePolicy
+    policy: StackedPolicy
+    """A `CachePolicy` at first; `advance` may put another in its place."""
     layout: Layout = ONE_DEVICE
 
     def init(self, batch: int, latent_size: tuple[int, int], dtype) -> RolloutState:
@@ -52,11 +55,18 @@ class Rollout:
         spec = wan_dit.cache_spec(
             self.config, batch, latent_size, self.rollout.frames_per_chunk, dtype
         )
+        if not isinstance(self.policy, CachePolicy):
+            raise TypeError(f"{self.policy} has no empty cache: a video does not begin with it")
+        policy, layers = self.policy, self.config.num_layers
         self.layout.check(batch, spec.num_heads, spec.frames_per_chunk * spec.tokens_per_frame)
 
         def empty() -> RolloutState:
-            cache = self.policy.init_layers(spec, self.config.num_layers)
-            return self.layout.placed(RolloutState(cache, jnp.zeros((), jnp.int32)))
+            state = RolloutState(
+                cache=policy.init_layers(spec, layers),
+                next_frame=jnp.zeros((), jnp.int32),
+                statistics=policy.init_statistics(spec, layers),
+            )
+            return self.layout.placed(state)
 
         # Compiled for a mesh, so that no chip holds the whole even for a moment.
         return jax.jit(empty)() if self.layout.mesh else empty()
@@ -78,36 +88,24 @@ class Rollout:
         """
         if self.layout.mesh is None:
             return self._step(params, state, text_kv, noise, renoise)
-        treedef = jax.tree.structure(state.cache)
+        leaves, treedef = jax.tree.flatten(state)
 
-        def own_videos(params, cache, next_frame, text_kv, noise, renoise):
-            state = RolloutState(jax.tree.unflatten(treedef, cache), next_frame)
+        def own_videos(params, leaves, text_kv, noise, renoise):
+            state = jax.tree.unflatten(treedef, leaves)
             state, result = self._step(params, state, text_kv, noise, renoise)
-            return jax.tree.leaves(state.cache), state.next_frame, result.latents, result.flow_first
+            return jax.tree.leaves(state), jax.tree.leaves(result)
 
         # By hand over videos, which never meet; the compiler divides what is done for each.
-        stacked = PartitionSpec(None, DATA)
-        cache_specs = [stacked] * treedef.num_leaves
-        mapped = jax.shard_map(
+        videos, stacked, carried = P(DATA), P(None, DATA), self.layout.video_specs(state)
+        leaves, result = jax.shard_map(
             own_videos,
             mesh=self.layout.mesh,
             axis_names={DATA},
-            in_specs=(
-                PartitionSpec(),
-                cache_specs,
-                PartitionSpec(),
-                stacked,
-                PartitionSpec(DATA),
-                stacked,
-            ),
-            out_specs=(cache_specs, PartitionSpec(), PartitionSpec(DATA), PartitionSpec(DATA)),
+            in_specs=(P(), carried, stacked, videos, stacked),
+            out_specs=(carried, [videos, videos]),
             check_vma=False,
-        )
-        leaves, next_frame, *result = mapped(
-            params, jax.tree.leaves(state.cache), state.next_frame, text_kv, noise, renoise
-        )
-        cache = jax.tree.unflatten(treedef, leaves)
-        return RolloutState(cache, next_frame), ChunkResult(*result)
+        )(params, leaves, text_kv, noise, renoise)
+        return jax.tree.unflatten(treedef, leaves), ChunkResult(*result)
 
     def _step(self, params: Params, state: RolloutState, text_kv, noise, renoise):
         """`step` on the videos of one place on ``data``."""
@@ -121,28 +119,47 @@ class Rollout:
         timesteps = schedule.rollout_timesteps(self.rollout)
         sigmas = jnp.asarray(timesteps / 1000, jnp.float32)
 
-        def denoise(x, t, sigma):
-            flow = wan_dit.denoise(*model, x, timestep(t), text_kv, state.cache, start, self.layout)
+        def denoise(x, t, sigma, statistics):
+            flow, statistics = wan_dit.denoise(
+                *model, x, timestep(t), text_kv, state.cache, start, statistics, self.layout
+            )
             flow = flow.astype(jnp.float32)
             # flow = noise - clean, so a pass says what is clean and what is noise in x.
-            return x - sigma * flow, x + (1 - sigma) * flow, flow
+            return (x - sigma * flow, x + (1 - sigma) * flow, statistics), flow
 
         # The first pass stands alone (its flow is returned); the others are one loop, so that the
         # program holds two copies of the model's denoise pass however many steps there are.
-        clean, implied, flow_first = denoise(noise, jnp.float32(timesteps[0]), sigmas[0])
+        carry, flow_first = denoise(noise, jnp.float32(timesteps[0]), sigmas[0], state.statistics)
 
         def next_pass(carry, inputs):
-            clean, implied = carry
+            clean, implied, statistics = carry
             t, sigma, fresh = inputs
             noise = fresh if self.rollout.renoise == "fresh" else implied
-            clean, implied, _ = denoise((1 - sigma) * clean + sigma * noise, t, sigma)
-            return (clean, implied), None
+            carry, _ = denoise((1 - sigma) * clean + sigma * noise, t, sigma, statistics)
+            return carry, None
 
         later = (jnp.asarray(timesteps[1:], jnp.float32), sigmas[1:], renoise)
-        (clean, _), _ = jax.lax.scan(next_pass, (clean, implied), later)
+        (clean, _, statistics), _ = jax.lax.scan(next_pass, carry, later)
         context = timestep(self.rollout.context_timestep)
-        cache = wan_dit.commit(*model, clean, context, text_kv, state.cache, start, self.layout)
-        return RolloutState(cache, start + num_frames), ChunkResult(clean, flow_first)
+        cache, statistics = wan_dit.commit(
+            *model, clean, context, text_kv, state.cache, start, statistics, self.layout
+        )
+        after = RolloutState(cache, start + num_frames, statistics)
+        return after, ChunkResult(clean, flow_first)
+
+    def advance(
+        self, params: Params, state: RolloutState, frames_made: int
+    ) -> tuple["Rollout", RolloutState]:
+        """The rollout of the next chunk and its state; on the host, between chunks.
+
+        The same as before for all policies but those that change shape once. What is left of
+        ``state`` must not be used: buffers may have been released.
+        """
+        policy, cache, statistics = self.policy.advance(
+            frames_made, state.cache, state.statistics, wan_dit.output_kernels(params)
+        )
+        rollout = dataclasses.replace(self, policy=policy)
+        return rollout, RolloutState(cache, state.next_frame, statistics)
 
     def check_length(self, num_frames: int) -> None:
         """Refuses, before any work, a video that the policy cannot hold.
