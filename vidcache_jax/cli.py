@@ -2,9 +2,9 @@
 
 import sys
 
-from vidcache_jax.commands import generate
+from vidcache_jax.commands import generate, plan
 
-COMMANDS = {"generate": generate}
+COMMANDS = {"generate": generate, "plan": plan}
 
 USAGE = "usage: vidcache COMMAND [options]\n\ncommands:\n" + "\n".join(
     f"  {name:10}{(module.__doc__ or '').splitlines()[0]}" for name, module in COMMANDS.items()

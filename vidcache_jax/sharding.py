@@ -7,7 +7,8 @@
 Between attentions the chunk's tokens are divided over ``heads`` and ``sequence`` together. Around
 each attention q, k, v go from tokens to heads and the result comes back, four all-to-alls of the
 chunk a layer and pass (DeepSpeed-Ulysses, arXiv 2309.14509); ``sequence`` gathers the chunk's own k
-(twice: un-rotated and rotated) and v besides. Nothing that crosses between chips grows with what the cache holds.
+(twice: un-rotated and rotated) and v besides. Nothing that crosses between chips grows with what
+the cache holds.
 
 Weights lie on every chip, or with ``shard_weights`` in equal parts, gathered layer by layer.
 """

@@ -9,6 +9,8 @@ KINDS = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _COLLECTIVE = re.compile(rf"^(?:ROOT )?%\S+ = (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:body|to_apply|calls|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+_NAME = r"%([\w.\-]+)"
+_BOUND = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
@@ -61,10 +63,26 @@ def _walk(computations: dict[str, list[str]], name: str, times: int) -> Iterator
             else:
                 nbytes = _nbytes(_SHAPE.findall(shape))
             yield Collective(kind, nbytes, times)
-        trips = _TRIPS.search(line) if " while(" in line else None
-        for called in _CALLED.findall(line):
-            for target in re.findall(r"%([\w.\-]+)", called):
-                yield from _walk(computations, target, times * int(trips[1]) if trips else times)
+        called = [name for group in _CALLED.findall(line) for name in re.findall(_NAME, group)]
+        inner = [found for name in called for found in _walk(computations, name, times)]
+        trips = _trips(computations, line) if inner and " while(" in line else 1
+        yield from (dataclasses.replace(each, times=each.times * trips) for each in inner)
+
+
+def _trips(computations: dict[str, list[str]], line: str) -> int:
+    """Turns of a loop: as the compiler says, or the one bound that its condition compares with.
+
+    Raises:
+      ValueError: neither is there; `jax.lax.scan` always has one.
+    """
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = re.search(rf"condition={_NAME}", line)
+    lines = computations.get(condition[1], []) if condition else []
+    bounds = {int(number) for each in lines for number in _BOUND.findall(each)}
+    if len(bounds) != 1:
+        raise ValueError(f"a loop without a known number of turns: {line[:200]}")
+    return bounds.pop()
 
 
 def _nbytes(shapes: list[tuple[str, str]]) -> int:

@@ -1,6 +1,7 @@
 """One chunk of a rollout, as a pure function: denoise passes that read, one pass that commits."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,30 +47,30 @@ class Rollout:
     layout: Layout = ONE_DEVICE
 
     def init(self, batch: int, latent_size: tuple[int, int], dtype) -> RolloutState:
-        """Empty caches and frame 0, for latents of (Y, X), where the layout wants them.
+        """`empty`, where the layout wants it, and no chip holds the whole even for a moment."""
+        empty = functools.partial(self.empty, batch, latent_size, dtype)
+        return jax.jit(empty)() if self.layout.mesh else empty()
+
+    def empty(self, batch: int, latent_size: tuple[int, int], dtype) -> RolloutState:
+        """Empty caches and frame 0, for latents of (Y, X).
 
         Raises:
           ValueError: the policy cannot serve this chunk size, or the size does not patchify, or
             the layout cannot divide it.
         """
+        if not isinstance(self.policy, CachePolicy):
+            raise TypeError(f"{self.policy} has no empty cache: a video does not begin with it")
         spec = wan_dit.cache_spec(
             self.config, batch, latent_size, self.rollout.frames_per_chunk, dtype
         )
-        if not isinstance(self.policy, CachePolicy):
-            raise TypeError(f"{self.policy} has no empty cache: a video does not begin with it")
-        policy, layers = self.policy, self.config.num_layers
         self.layout.check(batch, spec.num_heads, spec.frames_per_chunk * spec.tokens_per_frame)
-
-        def empty() -> RolloutState:
-            state = RolloutState(
-                cache=policy.init_layers(spec, layers),
-                next_frame=jnp.zeros((), jnp.int32),
-                statistics=policy.init_statistics(spec, layers),
-            )
-            return self.layout.placed(state)
-
-        # Compiled for a mesh, so that no chip holds the whole even for a moment.
-        return jax.jit(empty)() if self.layout.mesh else empty()
+        layers = self.config.num_layers
+        state = RolloutState(
+            cache=self.policy.init_layers(spec, layers),
+            next_frame=jnp.zeros((), jnp.int32),
+            statistics=self.policy.init_statistics(spec, layers),
+        )
+        return self.layout.placed(state)
 
     def step(
         self,
