@@ -12,8 +12,6 @@ from vidcache_jax.ops.attention import xla
 from vidcache_jax.ops.attention.api import IMPLEMENTATIONS, Implementation
 from vidcache_jax.ops.attention.keys import Keys
 
-_PREFERRED = {each.platform: name for name, each in IMPLEMENTATIONS.items() if each.platform}
-
 
 def check_implementation(
     name: str | None = None,
@@ -34,8 +32,7 @@ def check_implementation(
       ``name``, or "xla" with a RuntimeWarning that says why, if it fails or disagrees.
     """
     if name is None:
-        platform = jax.devices()[0].platform
-        name = _PREFERRED.get({"gpu": "cuda"}.get(platform, platform), "xla")
+        name = {"tpu": "tpu", "gpu": "gpu"}.get(jax.devices()[0].platform, "xla")
     q, keys = _sample(head_dim, dtype)
     chosen = implementations[name]
     reason = chosen.reason_against(q, keys)

@@ -70,8 +70,9 @@ def reason_against(q: Heads, keys: Keys) -> str | None:
         return f"q, k, v of one dtype are needed, not {q.dtype}, {keys.k.dtype}, {keys.v.dtype}"
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"bfloat16 or float32 is needed, not {q.dtype}"
-    if q.shape[-1] % (_LANES // 2) != 0:
-        return f"head_dim={q.shape[-1]} is no multiple of {_LANES // 2}, half a vector register"
+    if q.shape[-1] % _LANES != 0:
+        # XLA keeps such keys in a layout of its own and would copy the whole stack into ours.
+        return f"head_dim={q.shape[-1]} is no multiple of {_LANES}, the lanes of a vector register"
     if keys.num_runs > 1 and keys.run_size % _SUBLANES != 0:
         return f"slots of {keys.run_size} keys do not end at a multiple of {_SUBLANES}"
     return None
@@ -79,7 +80,9 @@ def reason_against(q: Heads, keys: Keys) -> str | None:
 
 def choose_tiling(q: Heads, keys: Keys) -> Tiling:
     """Blocks of queries that waste few lanes, blocks of keys that divide a run if any do."""
-    most_queries, most_keys = 1664 * _LANES // max(_LANES, q.shape[-1]), 2048
+    # float32, and more than one register of head_dim, take their multiple of VMEM; a v4 has 16 MiB.
+    size = max(1, q.dtype.itemsize // 2) * max(1, q.shape[-1] // _LANES)
+    most_queries, most_keys = 1664 // size, 2048
     num_queries = q.shape[2]
     per_block = -(-num_queries // -(-num_queries // most_queries))
     divisors = [
