@@ -142,14 +142,19 @@ def compiled(chips: tuple[str, ...]) -> tuple[Table, list[str]]:
                 table.add_row(chip, case.name, "FAILS")
                 continue
             seconds = time.perf_counter() - start
-            temporaries = program.memory_analysis().temp_size_in_bytes
-            if "tpu_custom_call" not in program.as_text():
+            memory, cost, text = (
+                program.memory_analysis(), program.cost_analysis(), program.as_text()
+            )  # fmt: skip
+            if memory is None or cost is None or text is None:
+                sys.exit("this libtpu does not tell what it has compiled")
+            temporaries = memory.temp_size_in_bytes
+            if "tpu_custom_call" not in text:
                 failures.append(f"{case.name} on {chip}: the kernel was not chosen")
             if temporaries > max(case.cached_nbytes / 100, 2**20):
                 failures.append(f"{case.name} on {chip}: {temporaries} bytes of temporaries")
             table.add_row(
                 chip, case.name, f"{seconds:.1f} s", f"{temporaries / 2**20:.2f} MiB",
-                f"{case.cached_nbytes / 2**20:.0f} MiB", f"{program.cost_analysis()['flops']:.3g}",
+                f"{case.cached_nbytes / 2**20:.0f} MiB", f"{cost['flops']:.3g}",
             )  # fmt: skip
     return table, failures
 
@@ -171,7 +176,11 @@ def searched(chip: str) -> Table:
     # Read when libtpu is loaded, which is when the first topology is asked for.
     os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump.name} --xla_jf_dump_llo_text=true"
     arguments = case.arguments(sharding_of(chip))
-    chosen = tpu.choose_tiling(arguments["q"], Keys(arguments["k"], arguments["v"]))
+    q, k = (
+        jnp.zeros((1, 1, case.num_queries, case.head_dim), case.dtype),
+        jnp.zeros((1, 1, PAST, 1)),
+    )
+    chosen = tpu.choose_tiling(q, Keys(k, k, slots=jnp.ones((1, 1, PAST // FRAME), bool)))
     results = []
     for queries in (640, 1024, 1280, 1664, 2432):
         for keys, piece in ((1560, 256), (1560, 512), (1560, 784), (520, 264), (520, 520)):

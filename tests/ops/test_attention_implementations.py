@@ -351,6 +351,30 @@ def test_none_is_the_best_for_the_platform_lowered_for():
     assert "dot_general" in lowered_text("tpu", 12)
 
 
+@pytest.mark.parametrize("by_hand", [{"data"}, {"data", "heads"}], ids=["data", "data-and-heads"])
+def test_a_mesh_that_the_compiler_divides_gets_no_kernel(by_hand):
+    """Mosaic kernels cannot be divided by the compiler; within a whole shard_map there is one."""
+    mesh = jax.make_mesh((2, 2), ("data", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    spec = jax.sharding.PartitionSpec("data", "heads" if "heads" in by_hand else None)
+    is_whole = by_hand == {"data", "heads"}
+
+    def lowered(implementation):
+        attend = lambda q, k: attention(q, k, k, implementation=implementation).out
+        mapped = jax.shard_map(
+            attend, mesh=mesh, axis_names=by_hand, in_specs=spec, out_specs=spec, check_vma=False
+        )
+        q = jax.ShapeDtypeStruct((2, 2, 128, 128), jnp.bfloat16)
+        traced = jax.jit(mapped).trace(q, q)
+        return traced.lower(lowering_platforms=("tpu",)).as_text()
+
+    assert ("tpu_custom_call" in lowered(None)) == is_whole
+    if not is_whole:
+        with pytest.raises(
+            NotImplementedError, match="over \\['heads'\\]; call it in a jax.shard_map"
+        ):
+            lowered("tpu")
+
+
 def test_cudnn_call_lowers_for_cuda(monkeypatch):
     """As on a machine with cuDNN 9.10; the residual is float32, the mask is by lengths."""
     cudnn = gpu._cudnn_module()

@@ -70,7 +70,7 @@ def attention(
             f"no attention implementation {implementation!r}; there are {[*IMPLEMENTATIONS]}"
         )
     chosen = IMPLEMENTATIONS[implementation]
-    if reason := chosen.reason_against(q, keys):
+    if reason := _reason_against(chosen, q, keys):
         raise NotImplementedError(f"attention on {implementation!r}: {reason}")
     return chosen.attend(q, keys)
 
@@ -79,12 +79,24 @@ def _best(q: Heads, keys: Keys) -> AttentionPart:
     kernels = {
         each.platform: each.attend
         for each in IMPLEMENTATIONS.values()
-        if each.platform is not None and each.reason_against(q, keys) is None
+        if each.platform is not None and _reason_against(each, q, keys) is None
     }
     if not kernels:
         return xla.attention(q, keys)
     # Which device this will run on is known when it is lowered, not here.
     return jax.lax.platform_dependent(q, keys, default=xla.attention, **kernels)
+
+
+def _reason_against(implementation: Implementation, q: Heads, keys: Keys) -> str | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    divided = [
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind != jax.sharding.AxisType.Manual
+    ]
+    if implementation.platform is not None and divided:
+        return f"the compiler cannot divide a kernel over {divided}; call it in a jax.shard_map"
+    return implementation.reason_against(q, keys)
 
 
 def _check(keys: Keys) -> None:
