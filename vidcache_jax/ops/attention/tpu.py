@@ -80,17 +80,13 @@ def reason_against(q: Heads, keys: Keys) -> str | None:
 
 def choose_tiling(q: Heads, keys: Keys) -> Tiling:
     """Blocks of queries that waste few lanes, blocks of keys that divide a run if any do."""
-    # float32, and more than one register of head_dim, take their multiple of VMEM; a v4 has 16 MiB.
-    size = max(1, q.dtype.itemsize // 2) * max(1, q.shape[-1] // _LANES)
-    most_queries, most_keys = 1664 // size, 2048
+    # float32, and more than one register of head_dim, take as much more VMEM; a v4 has 16 MiB.
+    times = max(1, q.dtype.itemsize // 2) * max(1, q.shape[-1] // _LANES)
+    most_queries, most_keys = 1664 // times, 2048
     num_queries = q.shape[2]
     per_block = -(-num_queries // -(-num_queries // most_queries))
-    divisors = [
-        size
-        for size in range(_SUBLANES, min(keys.run_size, most_keys) + 1, _SUBLANES)
-        if keys.run_size % size == 0
-    ]
-    block = max(divisors, default=0)
+    sizes = range(_SUBLANES, min(keys.run_size, most_keys) + 1, _SUBLANES)
+    block = max((size for size in sizes if keys.run_size % size == 0), default=0)
     if keys.num_runs == 1 and block < most_keys // 4:
         block = min(most_keys, _round_up(keys.run_size, _SUBLANES))
     return Tiling(_round_up(per_block, _LANES), block, 512)
