@@ -1,34 +1,115 @@
 """The one public attention call and the choice of its implementation."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float
+import jax
+from jaxtyping import Array, Bool, Float, Int
 
-from vidcache_jax.ops.attention import ref
+from vidcache_jax.array_typing import Heads
+from vidcache_jax.ops.attention import gpu, tpu, xla
+from vidcache_jax.ops.attention.keys import Keys
+from vidcache_jax.ops.attention.ref import AttentionPart
 
-IMPLEMENTATIONS: Mapping[str, Callable[..., ref.AttentionPart]] = {"xla": ref.attention}
+
+class Implementation(NamedTuple):
+    """One way to compute `attention`."""
+
+    attend: Callable[[Heads, Keys], AttentionPart]
+    reason_against: Callable[[Heads, Keys], str | None]
+    """Why it cannot do this, None if it can."""
+    platform: str | None = None
+    """Where it is preferred to "xla", in JAX's words."""
+
+
+IMPLEMENTATIONS: Mapping[str, Implementation] = {
+    "xla": Implementation(xla.attention, lambda q, keys: None),
+    "tpu": Implementation(xla.with_gradient(tpu.attention), tpu.reason_against, "tpu"),
+    "gpu": Implementation(xla.with_gradient(gpu.attention), gpu.reason_against, "cuda"),
+}
 
 
 def attention(
-    q: Float[Array, "B N T H"],
-    k: Float[Array, "B N S H"],
-    v: Float[Array, "B N S H"],
-    visible: Bool[Array, "#B G #T S"] | None = None,
+    q: Heads,
+    k: Float[Array, "*L B N S H"],
+    v: Float[Array, "*L B N S H"],
+    visible: Bool[Array, "#B #N #T S"] | None = None,
     *,
+    layer: Int[Array, ""] | None = None,
+    lengths: Int[Array, "#B #N"] | None = None,
+    slots: Bool[Array, "#B #N K"] | None = None,
+    bias: Float[Array, "#B #N K"] | None = None,
     implementation: str | None = None,
-) -> ref.AttentionPart:
-    """Attention of T queries over S keys, with softmax residuals; see `ref.attention`.
+) -> AttentionPart:
+    """``softmax(q k^T / sqrt(H) + bias) v`` of T queries over S keys, with softmax residuals.
+
+    A key counts if every condition given says so. Conditions are data: no value of theirs
+    compiles anything anew. A key that does not count, and its value, may hold anything, NaN
+    included, without changing a bit. A query for which none counts gets 0 and denominator 0.
 
     Args:
       q, k, v: already rotated by RoPE.
-      visible: which keys count, per head (G = N) or for all (G = 1), per query (T) or for all
-        (1); None means every key.
-      implementation: a name in `IMPLEMENTATIONS`, or None for the best one supported.
+      visible: which keys count, for each head or for all, for each query or for all. The general
+        form, and the slow one: kernels do not take it.
+      layer: which layer of stacked k and v [L, B, N, S, H] is meant; no layer is copied.
+      lengths: how many keys count, the first ones, for each head or for all: sets of tokens.
+      slots: which slots count, when keys are K slots of S / K tokens (one latent frame each).
+      bias: added to the logits of a slot.
+      implementation: "xla", "tpu", "gpu" or None for the best one that can do this where it runs.
 
     Raises:
-      ValueError: no implementation has that name.
+      ValueError: no implementation has that name, or the shapes do not fit each other.
+      NotImplementedError: the named implementation cannot do this; the message says why.
     """
-    name = implementation or "xla"
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"no attention implementation {name!r}; there are {[*IMPLEMENTATIONS]}")
-    return IMPLEMENTATIONS[name](q, k, v, visible)
+    keys = Keys(k, v, layer, visible, lengths, slots, bias)
+    _check(keys)
+    if implementation is None:
+        return _best(q, keys)
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"no attention implementation {implementation!r}; there are {[*IMPLEMENTATIONS]}"
+        )
+    chosen = IMPLEMENTATIONS[implementation]
+    if reason := _reason_against(chosen, q, keys):
+        raise NotImplementedError(f"attention on {implementation!r}: {reason}")
+    return chosen.attend(q, keys)
+
+
+def _best(q: Heads, keys: Keys) -> AttentionPart:
+    kernels = {
+        each.platform: each.attend
+        for each in IMPLEMENTATIONS.values()
+        if each.platform is not None and _reason_against(each, q, keys) is None
+    }
+    if not kernels:
+        return xla.attention(q, keys)
+    # Which device this will run on is known when it is lowered, not here.
+    return jax.lax.platform_dependent(q, keys, default=xla.attention, **kernels)
+
+
+def _reason_against(implementation: Implementation, q: Heads, keys: Keys) -> str | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    divided = [
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind != jax.sharding.AxisType.Manual
+    ]
+    if implementation.platform is not None and divided:
+        return f"the compiler cannot divide a kernel over {divided}; call it in a jax.shard_map"
+    return implementation.reason_against(q, keys)
+
+
+def _check(keys: Keys) -> None:
+    stacked = keys.k.ndim == 5
+    if stacked != (keys.layer is not None):
+        raise ValueError(
+            f"k of shape {keys.k.shape} {'needs' if stacked else 'has no axis for'} a layer: "
+            "stacked keys are [L, B, N, S, H]"
+        )
+    per_run = {"slots": keys.slots, "bias": keys.bias}
+    numbers = {name: x.shape[-1] for name, x in per_run.items() if x is not None}
+    for name, number in numbers.items():
+        if keys.num_keys % number != 0:
+            raise ValueError(f"{name} of {number} slots do not divide {keys.num_keys} keys")
+    if len({*numbers.values()}) > 1:
+        raise ValueError(f"slots and bias are of different numbers of slots: {numbers}")

@@ -14,7 +14,9 @@ class AttentionPart:
 
     With logits z over this part's visible keys: ``max = max z``,
     ``denominator = sum exp(z - max)``, ``out = sum exp(z - max) v / denominator``.
-    A part in which a query sees no key has denominator 0 and out 0.
+    A part in which a query sees no key has denominator 0 and out 0. Only
+    ``denominator exp(max)`` means anything to `merge`, and an implementation that knows no more
+    than the log-sum-exp of z gives that as ``max``, with denominator 1.
     """
 
     out: Float[Array, "B N T H"]
@@ -26,14 +28,17 @@ def attention(
     q: Float[Array, "B N T H"],
     k: Float[Array, "B N S H"],
     v: Float[Array, "B N S H"],
-    visible: Bool[Array, "#B G #T S"] | None = None,
+    visible: Bool[Array, "#B #N #T S"] | None = None,
+    bias: Float[Array, "#B #N #T S"] | None = None,
 ) -> AttentionPart:
-    """``softmax(q k^T / sqrt(H)) v`` over the visible keys, logits and softmax in float32.
+    """``softmax(q k^T / sqrt(H) + bias) v`` over visible keys, logits and softmax in float32.
 
     What lies in an invisible key or value, NaN included, changes no bit of the result.
     """
     logits = jnp.einsum("bnth,bnsh->bnts", q, k, preferred_element_type=jnp.float32)
     logits = logits * jnp.float32(q.shape[-1] ** -0.5)
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)
     if visible is not None:
         # finfo.min, not -inf: a row that sees nothing must give 0, not inf - inf.
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)

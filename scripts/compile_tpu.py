@@ -1,0 +1,229 @@
+"""Compiles the attention kernel for TPUs on a machine that has none; prints two tables.
+
+    pip install -e ".[tpu]"                        # the compiler, libtpu
+    python scripts/compile_tpu.py                  # every case for every chip; a minute or two
+    python scripts/compile_tpu.py --search v5e     # tilings of the largest case, best last
+
+*Compiled*: `attention` as the model calls it, no implementation named, at the shapes of Wan's 1.3B
+and 14B at 480 x 832. A case fails if it does not compile, if the kernel was not chosen, or if the
+program holds more temporaries than a hundredth of the keys and values (or 1 MiB): it copies none.
+
+*Instructions* are those that the compiler has scheduled for one block of keys against one block of
+queries, from its own dump; *of peak* is the FLOPs per instruction over what the chip's matrix units
+do in a cycle. It says how good the schedule is, not how fast the kernel runs: memory and stalls are
+not in it. Nothing here runs on a TPU.
+
+In a process of its own, because once libtpu is there plain JAX looks for the TPU first.
+"""
+
+import os
+
+# Before JAX loads libtpu, which reads them then: there is no cloud machine to ask for its chips,
+# and no chip that another process could hold.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+
+import dataclasses
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+from rich.console import Console
+from rich.table import Table
+
+from vidcache_jax.ops.attention import attention, tpu
+from vidcache_jax.ops.attention.keys import Keys
+
+TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# Of one core: four matrix units. Times clock and cores these are the datasheets' bf16 peaks:
+# 275, 197, 459 and 918 TFLOP/s at 1.05, 1.5, 1.75 and 1.75 GHz with 2, 1, 2 and 1 cores.
+FLOPS_PER_CYCLE = {
+    **dict.fromkeys(("v4", "v5e", "v5p"), 4 * 128 * 128 * 2),
+    "v6e": 4 * 256 * 256 * 2,
+}
+FRAME = 30 * 52
+CHUNK = 3 * FRAME
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args:
+    """What to compile."""
+
+    chips: tuple[str, ...] = tuple(TOPOLOGIES)
+    search: str | None = None
+    """A chip for which to order tilings instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One attention call: shapes, and which conditions are given (axes N of tables, 0 = none)."""
+
+    name: str
+    num_heads: int
+    num_keys: int
+    num_layers: int = 0
+    """Of the stack that keys and values come from; 0: they are not stacked."""
+    slots: int = 0
+    lengths: int = 0
+    bias: int = 0
+    num_queries: int = CHUNK
+    head_dim: int = 128
+    dtype: Any = jnp.bfloat16
+
+    def arguments(self, sharding: SingleDeviceSharding) -> dict[str, jax.ShapeDtypeStruct]:
+        array = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        heads, runs = (1, self.num_heads), self.num_keys // FRAME
+        stack = (self.num_layers,) if self.num_layers else ()
+        stored = array((*stack, *heads, self.num_keys, self.head_dim), self.dtype)
+        given = {
+            "q": array((*heads, self.num_queries, self.head_dim), self.dtype),
+            "k": stored,
+            "v": stored,
+            "layer": array((), jnp.int32) if self.num_layers else None,
+            "slots": array((1, self.slots, runs), jnp.bool) if self.slots else None,
+            "lengths": array((1, self.lengths), jnp.int32) if self.lengths else None,
+            "bias": array((1, self.bias, runs), jnp.float32) if self.bias else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def cached_nbytes(self) -> int:
+        itemsize = jnp.dtype(self.dtype).itemsize
+        return 2 * self.num_heads * self.num_keys * self.head_dim * itemsize
+
+
+PAST = 21 * FRAME
+CASES = (
+    Case("1.3B, 21 slots", 12, PAST, num_layers=30, slots=1),
+    Case("1.3B, 21 slots per head", 12, PAST, num_layers=30, slots=12),
+    Case("1.3B, lengths per head", 12, PAST, num_layers=30, lengths=12),
+    Case("1.3B, slots, lengths, bias", 12, PAST, num_layers=30, slots=12, lengths=12, bias=12),
+    Case("1.3B, float32", 12, PAST, num_layers=30, slots=1, dtype=jnp.float32),
+    Case("1.3B, its own chunk", 12, CHUNK),
+    Case("1.3B, text", 12, 512),
+    # The cache of its 40 layers does not fit the smaller chips; that of 10 heads does.
+    Case("14B, 21 slots per head, 10 layers", 40, PAST, num_layers=10, slots=40),
+    Case("14B, lengths per head, 10 heads", 10, PAST, num_layers=40, lengths=10),
+    Case("VAE, one head of 384", 1, 60 * 104, num_queries=60 * 104, head_dim=384),
+)
+
+
+def main(args: Args) -> None:
+    unknown = {*args.chips, *([args.search] if args.search else [])} - {*TOPOLOGIES}
+    if unknown:
+        sys.exit(f"no topology is known for {sorted(unknown)}; there are {[*TOPOLOGIES]}")
+    console = Console(width=120)
+    if args.search is not None:
+        console.print(searched(args.search))
+        return
+    table, failures = compiled(args.chips)
+    console.print(table)
+    sys.exit("\n".join(failures))
+
+
+def compiled(chips: tuple[str, ...]) -> tuple[Table, list[str]]:
+    table = Table("chip", "attention", "compiled in", "temporaries", "keys and values", "FLOPs")
+    failures = []
+    for chip in chips:
+        for case in CASES:
+            start = time.perf_counter()
+            try:
+                program = compile_call(attention, case.arguments(sharding_of(chip)))
+            except Exception as error:
+                failures.append(f"{case.name} on {chip}: {str(error).splitlines()[0]}")
+                table.add_row(chip, case.name, "FAILS")
+                continue
+            seconds = time.perf_counter() - start
+            memory, cost, text = (
+                program.memory_analysis(), program.cost_analysis(), program.as_text()
+            )  # fmt: skip
+            if memory is None or cost is None or text is None:
+                sys.exit("this libtpu does not tell what it has compiled")
+            temporaries = memory.temp_size_in_bytes
+            if "tpu_custom_call" not in text:
+                failures.append(f"{case.name} on {chip}: the kernel was not chosen")
+            if temporaries > max(case.cached_nbytes / 100, 2**20):
+                failures.append(f"{case.name} on {chip}: {temporaries} bytes of temporaries")
+            table.add_row(
+                chip, case.name, f"{seconds:.1f} s", f"{temporaries / 2**20:.2f} MiB",
+                f"{case.cached_nbytes / 2**20:.0f} MiB", f"{cost['flops']:.3g}",
+            )  # fmt: skip
+    return table, failures
+
+
+def sharding_of(chip: str) -> SingleDeviceSharding:
+    """One chip, or one of its cores."""
+    topology = topologies.get_topology_desc(topology_name=TOPOLOGIES[chip], platform="tpu")
+    return SingleDeviceSharding(topology.devices[0])
+
+
+def compile_call(function, arguments: dict[str, jax.ShapeDtypeStruct]):
+    return jax.jit(function).lower(**arguments).compile()
+
+
+def searched(chip: str) -> Table:
+    """Tilings of the 1.3B's attention over 21 slots; the one in use is marked."""
+    case = CASES[0]
+    dump = tempfile.TemporaryDirectory()
+    # Read when libtpu is loaded, which is when the first topology is asked for.
+    os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump.name} --xla_jf_dump_llo_text=true"
+    arguments = case.arguments(sharding_of(chip))
+    q, k = (
+        jnp.zeros((1, 1, case.num_queries, case.head_dim), case.dtype),
+        jnp.zeros((1, 1, PAST, 1)),
+    )
+    chosen = tpu.choose_tiling(q, Keys(k, k, slots=jnp.ones((1, 1, PAST // FRAME), bool)))
+    results = []
+    for queries in (1280, 1664, 2432):
+        for keys, piece in ((1560, 256), (1560, 512), (1560, 784), (520, 520)):
+            tiling = tpu.Tiling(queries, keys, piece)
+
+            def call(q, k, v, layer, slots, tiling=tiling):
+                return tpu.attention(q, Keys(k, v, layer, slots=slots), tiling)
+
+            for file in Path(dump.name).iterdir():
+                file.unlink()
+            try:
+                compile_call(call, arguments)
+            except Exception as error:
+                results.append((math.inf, tiling, str(error).splitlines()[0][:60]))
+                continue
+            instructions = scheduled_instructions(Path(dump.name))
+            # Lanes that no query fills are computed all the same.
+            filled = case.num_queries / (-(-case.num_queries // queries) * queries)
+            flops = 4 * queries * keys * case.head_dim * filled
+            share = flops / instructions / FLOPS_PER_CYCLE[chip]
+            results.append((-share, tiling, f"{instructions}"))
+    table = Table("queries", "keys", "piece", "instructions", "of peak", "", title=case.name)
+    for share, tiling, note in sorted(results, reverse=True):
+        mark = "in use" if tiling == chosen else ""
+        table.add_row(*map(str, tiling), note, f"{max(0.0, -share):.1%}", mark)
+    return table
+
+
+def scheduled_instructions(dump: Path) -> int:
+    """Length of the kernel's schedule from the first use of a matrix unit to the last.
+
+    The compiler writes a table of the units each instruction uses, the matrix units first, for
+    every program; the kernel's is the one that uses them most.
+    """
+    used = []
+    for file in dump.glob("*final_hlo-static-per-bundle-utilization.txt"):
+        rows = [line.split() for line in file.read_text().splitlines()[4:]]
+        used.append(np.array([int(row[0]) for row in rows if row]))
+    at = np.flatnonzero(max(used, key=np.sum))
+    return int(at[-1] - at[0] + 1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,80 @@
+"""Whether a kernel computes on this very device what it should; asked once, at start-up."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidcache_jax.ops.attention import xla
+from vidcache_jax.ops.attention.api import IMPLEMENTATIONS, Implementation
+from vidcache_jax.ops.attention.keys import Keys
+
+
+def check_implementation(
+    name: str | None = None,
+    *,
+    head_dim: int,
+    dtype: Any,
+    implementations: Mapping[str, Implementation] = IMPLEMENTATIONS,
+) -> str:
+    """Name of an attention implementation that agrees with "xla" on the default device.
+
+    Runs `name` on a small stack of keys, some of whose slots are hidden and hold NaN, and
+    compares out and log-sum-exp, to 4 units of ``dtype``'s precision or 1e-5.
+
+    Args:
+      name: an implementation; None for the one preferred on the default device.
+
+    Returns:
+      ``name``, or "xla" with a RuntimeWarning that says why, if it fails or disagrees.
+    """
+    if name is None:
+        name = {"tpu": "tpu", "gpu": "gpu"}.get(jax.devices()[0].platform, "xla")
+    q, keys = _sample(head_dim, dtype)
+    chosen = implementations[name]
+    reason = chosen.reason_against(q, keys)
+    if reason is None:
+        # Whatever goes wrong in a kernel, to compile and run it included, there is another way.
+        try:
+            reason = _disagreement(chosen, q, keys)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+    if reason is None:
+        return name
+    warnings.warn(f"attention on 'xla' instead of {name!r}: {reason}", RuntimeWarning, stacklevel=2)
+    return "xla"
+
+
+def _sample(head_dim: int, dtype: Any) -> tuple[jax.Array, Keys]:
+    """Two heads, 200 queries, five slots of 64 keys in the second of two layers."""
+    random = np.random.default_rng(0)
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
+    q, k, v = (
+        normal(1, 2, 200, head_dim),
+        *(normal(2, 1, 2, 320, head_dim) for _ in range(2)),
+    )
+    slots = np.array([[[True, False, True, True, False], [False, True, False, False, True]]])
+    hidden = ~np.repeat(slots, 64, axis=-1)
+    for stored in (k, v):
+        stored[:, hidden] = np.nan
+    q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
+    return q, Keys(k, v, jnp.asarray(1, jnp.int32), slots=jnp.asarray(slots))
+
+
+def _disagreement(chosen: Implementation, q: jax.Array, keys: Keys) -> str | None:
+    part = jax.jit(chosen.attend)(q, keys)
+    with jax.default_matmul_precision("highest"):
+        expected = jax.jit(xla.attention)(q, keys)
+    limit = max(4 * float(jnp.finfo(q.dtype).eps), 1e-5)
+    log_sum = lambda part: part.max + jnp.log(part.denominator)
+    for what, one, two in (
+        ("out", part.out, expected.out),
+        ("log-sum-exp", log_sum(part), log_sum(expected)),
+    ):
+        error = float(jnp.max(jnp.abs(one - two)))
+        if not error <= limit:  # NaN is not
+            return f"it disagrees in {what} by {error:.2g}, more than {limit:.2g}"
+    return None
