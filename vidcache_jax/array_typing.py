@@ -11,7 +11,7 @@
 Sizes are in latent frames unless a name says tokens.
 """
 
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 Latents = Float[Array, "B F Y X C"]
 Tokens = Float[Array, "B T D"]
@@ -23,7 +23,6 @@ CachedHeads = Float[Array, "B N S H"]
 Positions = Int[Array, "B G T 3"]
 """(frame, row, column) of each token, the three axes of RoPE."""
 CachedPositions = Int[Array, "B G S 3"]
-Visible = Bool[Array, "B G S"]
 Timesteps = Float[Array, "B F"]
 """Diffusion time of each latent frame, 0 (clean) to 1000 (noise)."""
 FrameNumber = Int[Array, ""]

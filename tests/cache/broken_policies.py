@@ -70,7 +70,7 @@ class PositionIsSlot(Window):
 class SeesEmptySlot(Window):
     def read(self, cache: SlotCache, start_frame, num_frames: int) -> CacheView:
         view = super().read(cache, start_frame, num_frames)
-        return dataclasses.replace(view, visible=view.visible | (view.position[..., 0] < 0))
+        return dataclasses.replace(view, visible=view.visible_tokens | (view.position[..., 0] < 0))
 
 
 class AveragesOverEmptySlots(Window):
@@ -137,8 +137,7 @@ class DecidesForWholeBatch(Window):
         view = super().read(cache, start_frame, num_frames)
         keep = jnp.sum(jnp.where(cache.k[0] > 0, 1, -1)) > 0
         is_sink = (cache.frame_index == 0) & jnp.any(cache.frame_index > 3)
-        hide = jnp.repeat(is_sink, cache.grid[0] * cache.grid[1], axis=1)[:, None] & keep
-        return dataclasses.replace(view, visible=view.visible & ~hide)
+        return dataclasses.replace(view, visible=view.visible & ~(is_sink[:, None] & keep))
 
 
 class KeepsNothing(Window):

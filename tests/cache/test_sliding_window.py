@@ -63,7 +63,7 @@ def shown(policy, cache, start):
     """{frame number: RoPE position} of what is visible, and the chunk's own positions."""
     view = policy.read(cache, jnp.asarray(start, jnp.int32), 3)
     first_tokens = slice(None, None, 2)
-    visible = np.asarray(view.visible[0, 0, first_tokens])
+    visible = np.asarray(view.visible[0, 0])
     numbers = np.asarray(cache.frame_index[0])[visible].tolist()
     positions = np.asarray(view.position[0, 0, first_tokens, 0])[visible].tolist()
     own = view.query_position[0, 0, first_tokens, 0].tolist()

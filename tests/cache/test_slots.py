@@ -78,11 +78,6 @@ def test_write_frames_keeps_the_dtype_of_the_cache():
     assert same_bits(written.v, chunk.v.astype(jnp.bfloat16))
 
 
-def test_token_mask_repeats_a_slot_over_its_tokens():
-    mask = slots.token_mask(jnp.asarray([[True, False, True]]), 2)
-    assert mask.tolist() == [[[True, True, False, False, True, True]]]
-
-
 def test_grid_positions_run_row_by_row():
     positions = slots.grid_positions(jnp.asarray([[7, -1]], jnp.int32), (2, 2))
     assert positions.dtype == jnp.int32

@@ -10,7 +10,7 @@ def attend_view(q: Heads, view: CacheView) -> AttentionPart:
     """Un-rotated queries over the tokens of a view."""
     q = rotate(q, view.query_position)
     k = rotate(view.k, view.position).astype(q.dtype)
-    return attention(q, k, view.v.astype(q.dtype), view.visible[:, :, None])
+    return attention(q, k, view.v.astype(q.dtype), slots=view.visible)
 
 
 def attend_past_and_self(chunk: Chunk, view: CacheView) -> AttentionPart:

@@ -45,7 +45,7 @@ class FullCache(CachePolicy):
             k=cache.k,
             v=cache.v,
             position=slots.grid_positions(frames, cache.grid),
-            visible=slots.token_mask(frames >= 0, cache.grid[0] * cache.grid[1]),
+            visible=(frames >= 0)[:, None],
             query_position=slots.grid_positions(own, cache.grid),
         )
 

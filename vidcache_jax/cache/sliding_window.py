@@ -78,7 +78,7 @@ class SlidingWindow(CachePolicy):
             k=cache.k,
             v=cache.v,
             position=slots.grid_positions(position, cache.grid),
-            visible=slots.token_mask(is_sink | is_recent, cache.grid[0] * cache.grid[1]),
+            visible=(is_sink | is_recent)[:, None],
             query_position=slots.grid_positions(own, cache.grid),
         )
 

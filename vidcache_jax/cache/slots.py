@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vidcache_jax.array_typing import FrameNumber, Visible
+from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache.state import CacheSpec, SlotCache
 
 
@@ -75,11 +75,6 @@ def order_positions(
     """
     earlier = visible[:, None, :] & (frame_index[:, None, :] < frame_index[:, :, None])
     return jnp.sum(earlier, axis=-1, dtype=jnp.int32)
-
-
-def token_mask(visible_slots: Bool[Array, "B K"], tokens_per_frame: int) -> Visible:
-    """Repeats a per-slot truth over the slot's tokens, for all heads: [B, 1, S]."""
-    return jnp.repeat(visible_slots, tokens_per_frame, axis=1)[:, None]
 
 
 def grid_positions(

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.array_typing import Heads
@@ -74,9 +75,15 @@ class CacheView:
     v: Float[Array, "*stack B N S H"]
     position: Int[Array, "*stack B G S 3"]
     """(frame, row, column) at which a key is rotated."""
-    visible: Bool[Array, "*stack B G S"]
+    visible: Bool[Array, "*stack B G K"]
+    """Whether the tokens of a run exist; run i of K is tokens ``[i S / K, (i + 1) S / K)``.
+    Runs are slots of a latent frame, or single tokens, which are for no kernel."""
     query_position: Int[Array, "*stack B G T 3"]
     """Positions of the chunk's own tokens, for its queries and for its keys alike."""
+
+    @property
+    def visible_tokens(self) -> Bool[Array, "*stack B G S"]:
+        return jnp.repeat(self.visible, self.k.shape[-2] // self.visible.shape[-1], axis=-1)
 
     def part(self, tokens: slice) -> "CacheView":
         """The view of some of the S cached tokens."""
@@ -84,7 +91,7 @@ class CacheView:
             k=self.k[..., tokens, :],
             v=self.v[..., tokens, :],
             position=self.position[..., tokens, :],
-            visible=self.visible[..., tokens],
+            visible=self.visible_tokens[..., tokens],
             query_position=self.query_position,
         )
 

@@ -124,7 +124,7 @@ class TetherCache(CachePolicy):
             position=slots.grid_positions(
                 slots.order_positions(held.frame_index, visible), held.grid
             ),
-            visible=slots.token_mask(visible, held.grid[0] * held.grid[1]),
+            visible=visible[:, None],
             query_position=slots.grid_positions(own, held.grid),
         )
 
@@ -201,7 +201,7 @@ class TetherCache(CachePolicy):
         places = jnp.argmax(frames[:, None, :] == displaced[None, :, None], axis=-1)
         admitted = jnp.take_along_axis(admitted, places, axis=-1)
         tokens = cache.slots.grid[0] * cache.slots.grid[1]
-        is_edited = slots.token_mask(admitted, tokens)[..., None]
+        is_edited = jnp.repeat(admitted, tokens, axis=1)[:, None, :, None]
 
         def edited(x: Heads, moments: Moments) -> Heads:
             own = take_moments(moments, places)

@@ -81,7 +81,7 @@ class WanBlock(nn.Module):
         x = x + per_token(gate_sa, num_tokens) * projected
 
         h = self.norm3(x) if self.config.cross_attn_norm else x
-        attended = attention(self.cross_attn.query(h), text_kv.k, text_kv.v).out
+        attended = attention(self.cross_attn.query(h), text_kv.k, text_kv.v, divided="tokens").out
         x = x + self.cross_attn.output(attended, x.dtype)
 
         h = modulate(self.norm2(x), shift_ff, scale_ff)

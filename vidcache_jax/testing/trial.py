@@ -55,7 +55,7 @@ class ViewRecord:
 
     @classmethod
     def of(cls, view: CacheView) -> "ViewRecord":
-        return cls(view.k, view.v, view.position, view.visible, view.query_position)
+        return cls(view.k, view.v, view.position, view.visible_tokens, view.query_position)
 
 
 @jax.tree_util.register_dataclass
@@ -242,6 +242,6 @@ def commit_attention(q: Any, view: CacheView, garbage: Any = None) -> AttentionP
 
 
 def _spoil(view: CacheView, garbage) -> CacheView:
-    visible = view.visible[..., None]
+    visible = view.visible_tokens[..., None]
     k, v = (jnp.where(visible, x, garbage.astype(x.dtype)) for x in (view.k, view.v))
     return dataclasses.replace(view, k=k, v=v)

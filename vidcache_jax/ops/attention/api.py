@@ -1,15 +1,17 @@
 """The one public attention call and the choice of its implementation."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.array_typing import Heads
 from vidcache_jax.ops.attention import gpu, tpu, xla
 from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.attention.ref import AttentionPart
+from vidcache_jax.sharding import HEADS, MODEL_AXES, SEQUENCE
 
 
 class Implementation(NamedTuple):
@@ -39,6 +41,7 @@ def attention(
     lengths: Int[Array, "#B #N"] | None = None,
     slots: Bool[Array, "#B #N K"] | None = None,
     bias: Float[Array, "#B #N K"] | None = None,
+    divided: Literal["heads", "tokens"] = "heads",
     implementation: str | None = None,
 ) -> AttentionPart:
     """``softmax(q k^T / sqrt(H) + bias) v`` of T queries over S keys, with softmax residuals.
@@ -55,6 +58,8 @@ def attention(
       lengths: how many keys count, the first ones, for each head or for all: sets of tokens.
       slots: which slots count, when keys are K slots of S / K tokens (one latent frame each).
       bias: added to the logits of a slot.
+      divided: what chips of one video share out on a mesh (`sharding`): heads, and queries over
+        ``sequence``; or queries alone, each chip with all keys.
       implementation: "xla", "tpu", "gpu" or None for the best one that can do this where it runs.
 
     Raises:
@@ -64,7 +69,7 @@ def attention(
     keys = Keys(k, v, layer, visible, lengths, slots, bias)
     _check(keys)
     if implementation is None:
-        return _best(q, keys)
+        return _best(q, keys, divided)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"no attention implementation {implementation!r}; there are {[*IMPLEMENTATIONS]}"
@@ -75,27 +80,59 @@ def attention(
     return chosen.attend(q, keys)
 
 
-def _best(q: Heads, keys: Keys) -> AttentionPart:
+def _best(q: Heads, keys: Keys, divided: str) -> AttentionPart:
     kernels = {
         each.platform: each.attend
         for each in IMPLEMENTATIONS.values()
-        if each.platform is not None and _reason_against(each, q, keys) is None
+        if each.platform is not None and each.reason_against(q, keys) is None
     }
-    if not kernels:
+    axes = _compiler_axes()
+    if not kernels or (axes and axes != {*MODEL_AXES}):
         return xla.attention(q, keys)
-    # Which device this will run on is known when it is lowered, not here.
-    return jax.lax.platform_dependent(q, keys, default=xla.attention, **kernels)
+
+    def attend(q: Heads, keys: Keys) -> AttentionPart:
+        # Which device this will run on is known when it is lowered, not here.
+        return jax.lax.platform_dependent(q, keys, default=xla.attention, **kernels)
+
+    return _by_hand(attend, q, keys, axes, divided) if axes else attend(q, keys)
+
+
+def _compiler_axes() -> set[str]:
+    """Axes of the mesh over which the compiler divides, which it cannot do with a kernel."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = jax.sharding.AxisType.Manual
+    pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, kind in pairs if kind != manual}
+
+
+def _by_hand(attend: Callable, q: Heads, keys: Keys, axes: set[str], divided: str):
+    """Each chip attends with its own queries over the keys of its heads."""
+    by_heads = divided == "heads"
+    own = P(None, HEADS, SEQUENCE) if by_heads else P(None, None, MODEL_AXES)
+
+    def spec(x: jax.Array) -> P:
+        # The heads of k, v come before tokens and width; of tables, before the last axis.
+        axis = x.ndim - 3 if x is keys.k or x is keys.v else 1
+        has_heads = by_heads and x.ndim > 1 and x.shape[axis] > 1
+        return P(*[None] * axis, HEADS) if has_heads else P()
+
+    leaves, treedef = jax.tree.flatten(keys)
+
+    def on_a_chip(q, leaves):
+        part = attend(q, jax.tree.unflatten(treedef, leaves))
+        return part.out, part.max, part.denominator
+
+    parts = jax.shard_map(
+        on_a_chip, axis_names=axes, in_specs=(own, [*map(spec, leaves)]), out_specs=own,
+        check_vma=False,
+    )(q, leaves)  # fmt: skip
+    return AttentionPart(*parts)
 
 
 def _reason_against(implementation: Implementation, q: Heads, keys: Keys) -> str | None:
-    mesh = jax.sharding.get_abstract_mesh()
-    divided = [
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind != jax.sharding.AxisType.Manual
-    ]
-    if implementation.platform is not None and divided:
-        return f"the compiler cannot divide a kernel over {divided}; call it in a jax.shard_map"
+    if implementation.platform is not None and (axes := _compiler_axes()):
+        over = sorted(axes)
+        return f"the compiler cannot divide a kernel over {over}; call it in a jax.shard_map"
     return implementation.reason_against(q, keys)
 
 
