@@ -33,7 +33,7 @@ def transformer() -> WanTransformer3DModel:
         freq_dim=8, ffn_dim=16, num_layers=2,
     )  # fmt: skip
     randomize(model, 1)
-    return model
+    return model.eval().requires_grad_(False)
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def vae() -> AutoencoderKLWan:
         base_dim=4, z_dim=16, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True]
     )
     randomize(model, 2)
-    return model
+    return model.eval().requires_grad_(False)
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def text_encoder() -> UMT5EncoderModel:
     config = UMT5Config(vocab_size=128, d_model=12, d_kv=8, d_ff=16, num_heads=2, num_layers=2)
     model = UMT5EncoderModel(config)
     randomize(model, 3)
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def diffusers_folder(folder: Path) -> Path:

@@ -64,7 +64,7 @@ class Rollout:
         x = noise
         for each timestep t:   x0 = x - sigma(t) dit(x, t, cache)
                                x  = (1 - sigma(t')) x0 + sigma(t') fresh noise
-        cache = commit(x0, context_timestep)
+        cache = commit(x0, cache, context_timestep)
         """
         batch, num_frames = noise.shape[:2]
         model = (params, self.config, self.policy)
@@ -95,9 +95,17 @@ class Rollout:
 
         later = (jnp.asarray(timesteps[1:], jnp.float32), sigmas[1:], renoise)
         (clean, _), _ = jax.lax.scan(next_pass, (clean, implied), later)
-        context = timestep(self.rollout.context_timestep)
-        cache = wan_dit.commit(*model, clean, context, text_kv, state.cache, start)
-        return RolloutState(cache, start + num_frames), ChunkResult(clean, flow_first)
+        return self.commit(params, state, text_kv, clean), ChunkResult(clean, flow_first)
+
+    def commit(
+        self, params: Params, state: RolloutState, text_kv: wan_dit.TextKV, latents: Latents
+    ) -> RolloutState:
+        """Admits a clean chunk to the caches: one that was made, or one of a given prefix."""
+        timestep = jnp.full(latents.shape[:2], self.rollout.context_timestep, jnp.float32)
+        model = (params, self.config, self.policy)
+        start = state.next_frame
+        cache = wan_dit.commit(*model, latents, timestep, text_kv, state.cache, start)
+        return RolloutState(cache, start + latents.shape[1])
 
     def check_length(self, num_frames: int) -> None:
         """Refuses, before any work, a video that the policy cannot hold.
