@@ -85,14 +85,15 @@ def test_hyper_parameters_are_options(tmp_path, compiled):
         (["--policy"], ["policies are"]),
         (["--model", "huge"], ["'huge'", "tiny"]),
         (["--checkpoint", "/nonexistent"], ["no model '/nonexistent'", "checkpoints_convert"]),
-        (["--checkpoint", "/usr"], ["/usr is no converted pipeline", "checkpoints_convert"]),
+        (["--checkpoint", "/usr", "--denoise-timesteps", "1000", "500", "--timestep-shift", "3"],
+         ["/usr is no converted pipeline", "checkpoints_convert"]),
         (["--prefix", "/nonexistent.png"], ["no file /nonexistent.png"]),
         (["--out", "/nonexistent/video.mp4"], ["no directory"]),
         (["--out", "/dev"], ["directory"]),
         (["--out", "video.gif"], [".mp4"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
+)  # fmt: skip
 def test_bad_input_is_one_clear_error(tmp_path, compiled, capsys, options, message):
     assert run(tmp_path, compiled, *options) == 2
     printed = " ".join(capsys.readouterr().err.split())

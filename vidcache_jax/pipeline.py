@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vidcache_jax.checkpoint import (
@@ -57,6 +58,7 @@ def load_pipeline(
       CheckpointError: a part is missing, damaged or of another pipeline; the model is not causal,
         or it is not known how to sample it.
       ValueError: the size does not split into tokens, or a setting is impossible.
+      OSError: a file is missing or cannot be read.
     """
     folder = Path(folder)
     infos = _read_infos(folder)
@@ -158,7 +160,7 @@ class PromptEmbedder:
             return jnp.asarray(self._compute(prompt))
         return jnp.asarray(self.cache.get(prompt, self._compute))
 
-    def _compute(self, prompt: str):
+    def _compute(self, prompt: str) -> Float[np.ndarray, "Tt text_dim"]:
         params = restore_params(self.folder, umt5.abstract_params(self.config, self.dtype))
         encoder = TextEncoder(tokenizer=self.tokenizer, config=self.config, params=params)
         return encoder(prompt)
