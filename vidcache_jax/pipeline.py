@@ -69,6 +69,10 @@ def load_pipeline(
     text_config = _part_config(folder, infos[TEXT_ENCODER], umt5.UMT5Config)
     check_parts_fit(config, vae.config, text_config, tokenizer)
     latent_size = _latent_size(config, vae, height, width)
+    cache = None
+    if embedding_cache is not None:
+        identity = _identity(infos[TEXT_ENCODER], infos[TOKENIZER], config.text_len)
+        cache = EmbeddingCache(Path(embedding_cache), identity)
     params, _, _ = load_checkpoint(folder / DIT, dtype=dtype)
     return VideoModel(
         name=folder.resolve().name,
@@ -82,11 +86,7 @@ def load_pipeline(
             config=text_config,
             dtype=infos[TEXT_ENCODER].dtype,
             tokenizer=tokenizer,
-            cache=None
-            if embedding_cache is None
-            else EmbeddingCache(
-                Path(embedding_cache), _identity(infos[TEXT_ENCODER], infos[TOKENIZER], config)
-            ),
+            cache=cache,
         ),
         latent_size=latent_size,
         frames_per_second=FRAMES_PER_SECOND,
@@ -207,7 +207,7 @@ def _latent_size(config: WanConfig, vae: WanVAE, height: int, width: int) -> tup
     return height // vae.spatial_stride, width // vae.spatial_stride
 
 
-def _identity(encoder: CheckpointInfo, tokenizer: CheckpointInfo, config: WanConfig) -> str:
+def _identity(encoder: CheckpointInfo, tokenizer: CheckpointInfo, text_len: int) -> str:
     """Names what decides a prompt's embeddings."""
     files = [file.sha256 for info in (encoder, tokenizer) for file in info.sources]
-    return json.dumps([files, encoder.dtype, config.text_len])
+    return json.dumps([files, encoder.dtype, text_len])
