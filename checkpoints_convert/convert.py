@@ -2,14 +2,14 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from checkpoints_convert.dit import DitCheckpoint
+from checkpoints_convert.opened import OpenedModel
 from checkpoints_convert.writer import Progress, save_checkpoint
 from vidcache_jax.checkpoint import CheckpointError, CheckpointInfo, SourceFile
 
@@ -24,12 +24,12 @@ def silent(what: str, nbytes: int) -> Progress:
 
 
 def convert(
-    opened: DitCheckpoint, folder: str | Path, *, dtype: Any = None, stage: Stage = silent
+    opened: OpenedModel, folder: str | Path, *, dtype: Any = None, stage: Stage = silent
 ) -> CheckpointInfo:
     """Writes the converted checkpoint.
 
     Args:
-      opened: from `open_dit`.
+      opened: from `open_dit`, `open_vae` or `open_text_encoder`.
       folder: must not exist.
       dtype: of the parameters; by default the widest of the source's.
 
@@ -38,29 +38,31 @@ def convert(
     """
     dtype = jnp.dtype(dtype or opened.dtype)
     params = opened.params(dtype)
-    progress = stage("sha256", sum(file.stat().st_size for file in opened.files))
     info = CheckpointInfo(
-        kind="dit",
+        kind=opened.kind,
         config=dataclasses.asdict(opened.config),
         dtype=dtype.name,
-        family=opened.family.name,
+        family=opened.family,
         picked=opened.source.picked,
-        **dataclasses.asdict(opened.provenance),
-        sources=tuple(
-            SourceFile(name=file.name, sha256=sha256(file, progress)) for file in opened.files
-        ),
+        **({} if opened.provenance is None else dataclasses.asdict(opened.provenance)),
+        sources=source_files(opened.files, stage),
     )
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     save_checkpoint(folder, params, info, progress=stage("converting", nbytes))
     return info
 
 
-def sha256(path: Path, progress: Progress) -> str:
-    """Of a file's bytes, in hexadecimal.
+def source_files(paths: Sequence[Path], stage: Stage) -> tuple[SourceFile, ...]:
+    """Names and checksums.
 
     Raises:
-      CheckpointError: it cannot be read.
+      CheckpointError: one cannot be read.
     """
+    progress = stage("sha256", sum(path.stat().st_size for path in paths))
+    return tuple(SourceFile(name=path.name, sha256=_sha256(path, progress)) for path in paths)
+
+
+def _sha256(path: Path, progress: Progress) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -1,5 +1,6 @@
 """Opens whatever holds a checkpoint: a file, several files with an index, a folder."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from checkpoints_convert.safetensors_source import (
@@ -17,13 +18,20 @@ _TORCH = (".pt", ".pth", ".bin")
 _CONFIGS = ("config.json", "adapter_config.json")
 
 
-def open_source(path: str | Path, which: str | None = None) -> Source:
+_DIT_OR_LORA = frozenset({"num_heads", "num_attention_heads", "lora_alpha"})
+
+
+def open_source(
+    path: str | Path, which: str | None = None, *, describes: Collection[str] = _DIT_OR_LORA
+) -> Source:
     """The tensors of a checkpoint, under the names of its files.
 
     Args:
       path: a ``.safetensors``, ``.pt`` or ``.pth`` file, a ``.safetensors.index.json``, or a folder
         with one of them (a diffusers pipeline's folder: its ``transformer``).
       which: the dict to take from a ``.pt`` file that holds several.
+      describes: fields of which a ``config.json`` must have one to count as that of these weights:
+        in Wan's folders the VAE lies beside the DiT's.
 
     Raises:
       CheckpointError: there is no such file, several that could be meant, or it cannot be read.
@@ -46,17 +54,16 @@ def open_source(path: str | Path, which: str | None = None) -> Source:
     config = None
     for beside in (weights.parent / name for name in _CONFIGS):
         if beside.is_file() and config is None:
-            config = _model_config(beside)
+            config = _model_config(beside, describes)
             files = (*files, beside) if config is not None else files
     return Source(path, tensors, files, config, picked, left_out)
 
 
-def _model_config(path: Path) -> dict | None:
+def _model_config(path: Path, describes: Collection[str]) -> dict | None:
     """A description of these weights; None if it is of something else."""
     fields = read_json(path)
     # A .pt file often lies in a folder of its own making, with any config.json.
-    known = {"num_heads", "num_attention_heads", "lora_alpha"}
-    return fields if known & fields.keys() else None
+    return fields if not fields.keys().isdisjoint(describes) else None
 
 
 def _weights(folder: Path) -> Path:

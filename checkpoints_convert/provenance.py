@@ -52,7 +52,13 @@ _BY_NAME: tuple[tuple[str, Mapping[str, Any]], ...] = (
     (r"ode_init", dict(frames_per_chunk=3)),
     (r"causvid|reward[-_]?forcing|longlive", {}),
 )  # fmt: skip
-"""Names of files or folders of released causal models; the first that occurs counts."""
+"""Names of files or folders of released causal models; the first that occurs counts.
+
+Settings are those of the repositories' own configs: Self-Forcing's ``self_forcing_dmd.yaml``,
+``rolling_forcing_dmd.yaml``, Krea's ``self_forcing_server_14b.yaml``, LongLive's
+``longlive_inference_infinity.yaml`` (its ``longlive_inference.yaml`` runs the same weights in
+chunks of 6). What is not there is unknown: it is not guessed.
+"""
 
 _BY_CLASS = {
     "CausalWanModel": True,

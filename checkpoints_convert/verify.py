@@ -1,17 +1,18 @@
 """Reads a converted checkpoint again and compares it with its source, bit by bit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from checkpoints_convert.convert import Stage, sha256, silent
-from checkpoints_convert.dit import DitCheckpoint
-from vidcache_jax.checkpoint import CheckpointError, read_info
+from checkpoints_convert.convert import Stage, silent, source_files
+from checkpoints_convert.opened import OpenedModel
+from vidcache_jax.checkpoint import CheckpointError, CheckpointInfo, read_info
 from vidcache_jax.checkpoint.paths import by_path
 from vidcache_jax.checkpoint.reader import open_arrays, read_part
 
 
-def verify(opened: DitCheckpoint, folder: str | Path, *, stage: Stage = silent) -> int:
+def verify(opened: OpenedModel, folder: str | Path, *, stage: Stage = silent) -> int:
     """Compares every layer of every parameter, and the checksums of the source's files.
 
     Returns:
@@ -20,14 +21,7 @@ def verify(opened: DitCheckpoint, folder: str | Path, *, stage: Stage = silent) 
     Raises:
       CheckpointError: something differs; the message names the first parameter that does.
     """
-    info = read_info(folder)
-    progress = stage("sha256", sum(file.stat().st_size for file in opened.files))
-    given = [(file.name, sha256(file, progress)) for file in opened.files]
-    if given != [(file.name, file.sha256) for file in info.sources]:
-        raise CheckpointError(
-            f"{folder} was converted from other files than {[name for name, _ in given]}; "
-            f"its sources are {[file.name for file in info.sources]}"
-        )
+    info = verify_sources(opened.files, folder, stage=stage)
     leaves = by_path(opened.params(info.dtype))
     arrays = open_arrays(folder)
     progress = stage("comparing", sum(leaf.nbytes for leaf in leaves.values()))
@@ -42,6 +36,23 @@ def verify(opened: DitCheckpoint, folder: str | Path, *, stage: Stage = silent) 
                                       "again, and check the disk")  # fmt: skip
             progress(wanted.nbytes)
     return sum(len(leaf.parts) for leaf in leaves.values())
+
+
+def verify_sources(
+    files: Sequence[Path], folder: str | Path, *, stage: Stage = silent
+) -> CheckpointInfo:
+    """The info of a converted folder, if these are the files that it was made from.
+
+    Raises:
+      CheckpointError: they are not.
+    """
+    info, given = read_info(folder), source_files(files, stage)
+    if given != info.sources:
+        raise CheckpointError(
+            f"{folder} was converted from other files than {[file.name for file in given]}; "
+            f"its sources are {[file.name for file in info.sources]}"
+        )
+    return info
 
 
 def _bits(value: np.ndarray) -> np.ndarray:

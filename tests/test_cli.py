@@ -12,6 +12,8 @@ import jax
 import pytest
 from PIL import Image
 
+from checkpoints_convert.__main__ import main as convert
+from tests import pipelines
 from vidcache_jax.cache import POLICIES
 from vidcache_jax.cli import main
 
@@ -82,18 +84,59 @@ def test_hyper_parameters_are_options(tmp_path, compiled):
         (["--policy", "elephant"], ["'elephant'", "sliding-window"]),
         (["--policy"], ["policies are"]),
         (["--model", "huge"], ["'huge'", "tiny"]),
+        (["--checkpoint", "/nonexistent"], ["no model '/nonexistent'", "checkpoints_convert"]),
+        (["--checkpoint", "/usr", "--denoise-timesteps", "1000", "500", "--timestep-shift", "3"],
+         ["/usr is no converted pipeline", "checkpoints_convert"]),
+        (["--prefix", "/nonexistent.png"], ["no file /nonexistent.png"]),
         (["--out", "/nonexistent/video.mp4"], ["no directory"]),
         (["--out", "/dev"], ["directory"]),
         (["--out", "video.gif"], [".mp4"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
+)  # fmt: skip
 def test_bad_input_is_one_clear_error(tmp_path, compiled, capsys, options, message):
     assert run(tmp_path, compiled, *options) == 2
     printed = " ".join(capsys.readouterr().err.split())
     for part in message:
         assert part in printed
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_and_a_video_begin_a_video(tmp_path, compiled, capsys):
+    """A square stays where it was in the first frame; then the file made so is continued."""
+    image = Image.new("RGB", (128, 64), "white")
+    image.save(tmp_path / "image.png")
+    options = ("--seconds", "0.3", "--prefix", str(tmp_path / "image.png"))
+    assert run(tmp_path, compiled, *options, "--scale", "1") == 0
+    said = capsys.readouterr().err
+    assert "1 frames at 8 FPS, scaled and cropped to 64 x 64; the video begins with 3" in said
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        shown = [frame.to_ndarray(format="rgb24").mean() for frame in container.decode(video=0)]
+    assert len(shown) == 6 and min(shown[:3]) > 150
+    options = ("--seconds", "1", "--prefix", str(tmp_path / "video.mp4"), "--policy", "full")
+    assert run(tmp_path, compiled, *options, "--out", str(tmp_path / "longer.mp4")) == 0
+    assert "the last 6 of them" in capsys.readouterr().err
+    assert frames_in(tmp_path / "longer.mp4") == 6 + 9
+
+
+def test_a_pipeline_of_pytorch_makes_a_video(tmp_path, compiled, capsys):
+    """From diffusers' and transformers' folders to an mp4: convert, then generate."""
+    source = pipelines.diffusers_folder(tmp_path / pipelines.NAME)
+    assert convert([str(source), str(tmp_path / "converted"), "--dtype", "bfloat16"]) == 0
+    Image.new("RGB", (30, 20), "green").save(tmp_path / "image.png")
+    size = [f"--{name}={pixels}" for name, pixels in pipelines.SIZE.items()]
+    options = ("--checkpoint", str(tmp_path / "converted"), *size, "--seconds", "0.3", "--prompt",
+               "a red fox runs through the snow", "--prefix", str(tmp_path / "image.png"),
+               "--embedding-cache", str(tmp_path / "embeddings"))  # fmt: skip
+    assert run(tmp_path, compiled, *options) == 0, capsys.readouterr().err
+    assert "6 frames = 0.4 s of video" in capsys.readouterr().err
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == 16
+        assert "converted, SlidingWindow" in container.metadata["comment"]
+    # The image fills the first chunk of 5, the next has 6; enlarged to 256 rows.
+    assert [frame.shape for frame in frames] == [(256, 384, 3)] * 11
+    assert len(list((tmp_path / "embeddings").iterdir())) == 1
 
 
 def test_unknown_command_and_help(capsys):

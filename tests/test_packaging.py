@@ -24,6 +24,7 @@ LAYERS = (
     {"cache"},
     {"models"},
     {"tiny", "text", "checkpoint"},
+    {"pipeline"},
     {"loading"},
     {"sampling"},
     {"testing", "planning"},
@@ -33,7 +34,10 @@ LAYERS = (
     {"__main__"},
 )
 # Nothing imports "testing" (it needs the test extra), and sampling knows no model by name.
-HIDDEN = {"sampling": {"tiny", "loading"}, "testing": {"tiny", "loading"}}
+HIDDEN = {
+    "sampling": {"tiny", "pipeline", "loading"},
+    "testing": {"tiny", "pipeline", "loading"},
+}
 MAY_IMPORT = {
     part: set().union(*LAYERS[:row]) - HIDDEN.get(part, set()) - {"testing"}
     for row, parts in enumerate(LAYERS)

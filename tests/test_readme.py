@@ -1,5 +1,6 @@
 """Every command and every program in the README is run."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import av
 import pytest
 
+from tests import pipelines
 from tests.convert.checkpoints import CASE, config_json, save_pt, tensors, wan_folder
 
 ROOT = Path(__file__).parents[1]
@@ -42,8 +44,10 @@ def run(command: str, folder: Path) -> str:
 
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
-    using = {"generate-command", "generate-example", "python-example", "convert-command"}
-    measuring = {"bench-command", "bench-prompts-command", "bench-tether-command"}
+    using = {"generate-command", "generate-example", "python-example", "pipeline-command",
+             "convert-command"}  # fmt: skip
+    measuring = {"bench-command", "bench-prompts-command", "bench-tether-command",
+                 "bench-wan-command"}  # fmt: skip
     assert set(blocks()) == {"test-command", "training-command", *using, *measuring}
 
 
@@ -90,12 +94,13 @@ def test_bench_command_runs_in_small(tmp_path):
     [
         ("bench-prompts-command", "--videos 2 --seconds 1 --policies tethercache", "tethercache"),
         ("bench-tether-command", "--grid 1 2 --rounds 1", "released operations"),
+        ("bench-wan-command", "--grid 4 4 --rounds 1 --layers 0", "pass, small DiT +│ float32"),
     ],
 )
 def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
     command = INSTALL.sub("", blocks()[name].strip())
     script = command.replace("scripts/", f"{ROOT}/scripts/")
-    assert re.search(rf"│ {row} +│ +[\d.]+%? +│", run(f"{script} {small}", tmp_path))
+    assert re.search(rf"│ {row} +│ +[\d.]+( ms|%)? +│", run(f"{script} {small}", tmp_path))
 
 
 @pytest.mark.slow
@@ -119,3 +124,23 @@ def test_convert_command(tmp_path):
     assert "every tensor has its place" in printed and "bidirectional" in printed
     assert f"{len(CASE.state)} tensors are bit for bit" in printed
     assert (tmp_path / "back" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_pipeline_command(tmp_path):
+    """The documented names, with small models behind them and small videos.
+
+    The folder has diffusers' layout, in which a VAE may have fewer levels and compiles sooner.
+    """
+    pipelines.diffusers_folder(tmp_path / "Wan2.1-T2V-1.3B")
+    it = pipelines.transformer()
+    save_pt(tmp_path / "self_forcing_dmd.pt", {"generator_ema": it.state_dict()})
+    (tmp_path / "config.json").write_text(json.dumps(dict(it.config)))
+    command = blocks()["pipeline-command"]
+    small = command.replace("--checkpoint", "--height 16 --width 24 --seconds 0.3 --checkpoint")
+    assert small.count("--seconds 0.3") == 2
+    printed = run(small, tmp_path)
+    assert "tensors are bit for bit those of the source" in printed
+    for name, frames in (("fox.mp4", 5), ("on.mp4", 5 + 6)):
+        with av.open(str(tmp_path / name)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == frames

@@ -8,6 +8,7 @@ import numpy as np
 
 import vidcache_jax as vj
 from vidcache_jax.models.wan_dit import abstract_params
+from vidcache_jax.models.wan_vae import WanVAE, WanVAEConfig
 from vidcache_jax.tiny.codec import SpriteCodec
 from vidcache_jax.tiny.model import embed_text
 
@@ -39,3 +40,12 @@ def toy_model(**rollout) -> vj.VideoModel:
         latent_size=(2, 4),
         frames_per_second=8.0,
     )
+
+
+def toy_wan_model(**rollout) -> vj.VideoModel:
+    """The same DiT with a VAE of Wan's kind; videos of 4 x 8 pixels, 5 frames, then 6 a chunk."""
+    codec = WanVAE(
+        WanVAEConfig(dim=4, dim_mult=(1, 2), num_res_blocks=1, temporal_downsample=(True,))
+    )
+    codec_params = random_like(codec.abstract_params(), seed=2)
+    return dataclasses.replace(toy_model(**rollout), codec=codec, codec_params=codec_params)

@@ -12,6 +12,7 @@ from vidcache_jax.config import WanConfig as WanConfig
 from vidcache_jax.loading import load_model as load_model
 from vidcache_jax.models.video_model import VideoModel as VideoModel
 from vidcache_jax.sampling.contact_sheet import ContactSheet as ContactSheet
+from vidcache_jax.sampling.prefix import read_prefix as read_prefix
 from vidcache_jax.sampling.replay import Replay as Replay
 from vidcache_jax.sampling.replay import replay as replay
 from vidcache_jax.sampling.session import Session as Session

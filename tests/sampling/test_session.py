@@ -1,11 +1,15 @@
 """A session makes the same video however it is cut, in one program, within its cache."""
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 import pytest
 
 import vidcache_jax as vj
-from tests.toy import toy_model
+from tests.toy import toy_model, toy_wan_model
 from vidcache_jax.sampling.session import chunks_for
 
 PROMPT = "a red circle bounces"
@@ -24,24 +28,57 @@ def model() -> vj.VideoModel:
     return toy_model()
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
-def test_one_program_over_fifty_chunks(model, policy):
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Names of the programs that are compiled meanwhile."""
     compiled = []
 
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+    def listen(event: str, duration_secs: float, **about: str | int) -> None:
         if "backend_compile" in event:
-            compiled.append(event)
+            compiled.append(str(about.get("fun_name")))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
+        yield compiled
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+def test_one_program_over_fifty_chunks(model, policy):
+    # Of a size that no other test has compiled for.
+    model = dataclasses.replace(model, latent_size=(2, 6))
+    with compilations() as compiled:
         chunks = vj.Session(model, policy, prompt=PROMPT).generate(50 * 3 / 8)
         next(chunks)
         after_first = len(compiled)
         assert after_first > 0
         assert sum(1 for _ in chunks) == 49
         assert len(compiled) == after_first
-    finally:
-        jax.monitoring.clear_event_listeners()
+
+
+def test_a_codec_with_a_shorter_first_chunk_has_two_programs_and_the_chunk_one():
+    # Of a size that no other test has compiled for.
+    model = dataclasses.replace(toy_wan_model(), latent_size=(4, 2))
+    policy = vj.SlidingWindow(window_size=6)
+    with compilations() as compiled:
+        session = vj.Session(model, policy, prompt=PROMPT)
+        assert [len(frames) for frames in session.generate(20 / 8)] == [5, 6, 6, 6]
+    assert compiled.count("jit(make_chunk)") == 1
+    assert compiled.count("jit(decode_chunk)") == 2
+    # Continued, a second is a second: no frame is lost to the short first chunk.
+    assert [len(frames) for frames in session.generate(6 / 8)] == [6]
+
+
+def test_another_prompt_compiles_nothing(model):
+    """Whatever its length: text encoders return as many rows as it has tokens."""
+    lengths = iter((3, 7))
+    embed = lambda prompt: np.full((next(lengths), model.config.text_dim), 0.1, np.float32)
+    model = dataclasses.replace(model, embed_text=embed)
+    video(vj.Session(model, POLICIES["sliding-window"], prompt="one"), 0.3)
+    with compilations() as compiled:
+        video(vj.Session(model, POLICIES["sliding-window"], prompt="another"), 0.3)
+    assert compiled == []
 
 
 def test_frames_are_uint8_images_that_change(model):
@@ -92,7 +129,7 @@ def test_cache_reports_its_buffers_and_fill(model):
 
 def test_cache_is_donated(model):
     session = vj.Session(model, POLICIES["sliding-window"], prompt=PROMPT)
-    before = jax.tree.leaves(session._state.rollout.cache)
+    before = jax.tree.leaves(session._state.cache)
     video(session, 3 / 8)
     assert all(leaf.is_deleted() for leaf in before)
 

@@ -3,6 +3,12 @@
 folder/
   checkpoint.json    CheckpointInfo
   params/            an orbax checkpoint of the parameter tree
+
+A whole pipeline is a folder of such folders, named by the kind of what they hold:
+
+folder/
+  dit/, vae/, text_encoder/
+  tokenizer/         tokenizer.json and its checkpoint.json, without params
 """
 
 import dataclasses
@@ -15,6 +21,8 @@ from vidcache_jax.checkpoint.error import CheckpointError
 
 INFO_NAME = "checkpoint.json"
 PARAMS_NAME = "params"
+DIT, VAE, TEXT_ENCODER, TOKENIZER = "dit", "vae", "text_encoder", "tokenizer"
+"""Kinds of what is converted, and the folders of a pipeline that hold them."""
 FORMAT = 1
 """Raised when an older reader would misread a folder."""
 
@@ -32,9 +40,9 @@ class CheckpointInfo:
     """Where converted weights come from and what they are.
 
     Attributes:
-      kind: which model they are of, ``"dit"``.
+      kind: which model they are of, ``"dit"``, ``"vae"``, ``"text_encoder"``, or ``"tokenizer"``.
       config: the fields of the model's config.
-      dtype: of every parameter.
+      dtype: of every parameter; empty for a tokenizer, which has none.
       family: whose names the source used, e.g. ``"Wan"`` or ``"diffusers"``.
       picked: the dict of a ``.pt`` file that was used, such as ``"generator_ema"``.
       is_causal: True for models distilled to run chunk by chunk, False for Wan's own
@@ -73,9 +81,11 @@ def read_info(folder: str | Path) -> CheckpointInfo:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        remedy = "make one with python -m checkpoints_convert"
+        if (Path(folder) / DIT / INFO_NAME).is_file():
+            remedy = f"it is a whole pipeline, give its folder {DIT}"
         raise CheckpointError(
-            f"{folder} is not a converted checkpoint ({INFO_NAME}: {error}); "
-            "make one with python -m checkpoints_convert"
+            f"{folder} is not a converted checkpoint ({INFO_NAME}: {error}); {remedy}"
         ) from error
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         raise CheckpointError(

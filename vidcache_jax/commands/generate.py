@@ -17,6 +17,7 @@ from vidcache_jax.loading import load_model
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.contact_sheet import ContactSheet
 from vidcache_jax.sampling.frame_sink import FrameSink
+from vidcache_jax.sampling.prefix import Video, prefix_chunks, read_prefix
 from vidcache_jax.sampling.session import Session, chunks_for
 from vidcache_jax.sampling.writer import VideoWriter
 
@@ -30,9 +31,12 @@ class GenerateArgs:
     """
 
     prompt: str = "a red circle bounces in the meadow, camera still"
-    """What to show, in the model's words; an unknown word is answered with the vocabulary."""
+    """What to show; the built-in model answers an unknown word with its vocabulary."""
+    prefix: Path | None = None
+    """An image or video to begin with; it is scaled and cropped to the model's size. Whole chunks
+    count: the latest frames that fill some, or the first frame repeated in front to fill one."""
     seconds: float = 20.0
-    """Length of the video; rounded up to whole chunks."""
+    """Length of what is generated, after the prefix; rounded up to whole chunks."""
     seed: int = 0
     """Of all noise: the same seed makes the same video."""
     out: Path = Path("video.mp4")
@@ -40,11 +44,27 @@ class GenerateArgs:
     contact_sheet: Path | None = None
     """Also write a picture (.png) of frames over time."""
     model: str = "tiny"
-    """The model to run."""
-    scale: int = 4
-    """Enlarge every pixel to scale x scale in the mp4."""
+    """The built-in model to run."""
+    checkpoint: Path | None = None
+    """Run this pipeline instead: a folder that python -m checkpoints_convert made."""
+    height: int = 480
+    """Of a checkpoint's video, in pixels; a multiple of 16 for Wan."""
+    width: int = 832
+    """Of a checkpoint's video, in pixels; a multiple of 16 for Wan."""
+    frames_per_chunk: int | None = None
+    """Latent frames a checkpoint makes at a time, where it is not known of it."""
+    denoise_timesteps: tuple[float, ...] | None = None
+    """Likewise the timesteps of its denoise passes, before the shift."""
+    timestep_shift: float | None = None
+    """Likewise the shift of its schedule."""
+    scale: int | None = None
+    """Enlarge every pixel to scale x scale in the mp4; by default small videos are enlarged to 256
+    rows, as far as whole numbers do."""
     compilation_cache: Path = Path("~/.cache/vidcache_jax")
     """Folder in which compiled programs are kept, so that the next run starts faster."""
+    embedding_cache: Path = Path("~/.cache/vidcache_jax/embeddings")
+    """Folder in which embeddings of a checkpoint's prompts are kept: the text encoder is needed
+    once a prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +116,13 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
     """
     started = time.perf_counter()
     enable_compilation_cache(args.compilation_cache)
-    model = load_model(args.model)
-    num_chunks = chunks_for(args.seconds, model)
-    num_latents = num_chunks * model.rollout.frames_per_chunk
+    model = _load(args)
+    prefix = None if args.prefix is None else _read_prefix(args.prefix, model, console)
+    begun = 0 if prefix is None else len(prefix_chunks(prefix, model))
+    num_chunks = chunks_for(args.seconds, model, begun)
+    num_latents = (begun + num_chunks) * model.rollout.frames_per_chunk
     policy = fitted(policy, given, num_latents)
-    session = Session(model, policy, prompt=args.prompt, seed=args.seed)
+    session = Session(model, policy, prompt=args.prompt, seed=args.seed, prefix=prefix)
     chunks = session.generate(args.seconds)
     chunk_ends, is_complete, written = [time.perf_counter()], True, []
     with contextlib.ExitStack() as files:
@@ -110,9 +132,12 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
                 args.contact_sheet,
                 total_frames=model.codec.num_pixel_frames(num_latents),
                 fps=model.frames_per_second,
-                scale=max(1, args.scale // 2),
+                scale=max(1, _scale(args, model) // 2),
             )
             sinks.append(files.enter_context(sheet))
+        if begun:
+            for sink in sinks:
+                sink.write(session.prefix_frames)
         progress = files.enter_context(Progress(*_columns(), console=console))
         task = progress.add_task("compiling", total=num_chunks, fps=0.0, cache=_cache(session))
         try:
@@ -144,11 +169,42 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
     return is_complete
 
 
+def _load(args: GenerateArgs) -> VideoModel:
+    if args.checkpoint is None:
+        return load_model(args.model)
+    names = ("frames_per_chunk", "denoise_timesteps", "timestep_shift")
+    return load_model(
+        args.checkpoint,
+        height=args.height,
+        width=args.width,
+        rollout={name: x for name in names if (x := getattr(args, name)) is not None},
+        embedding_cache=args.embedding_cache.expanduser(),
+    )
+
+
+def _read_prefix(path: Path, model: VideoModel, console: Console) -> Video:
+    """The prefix's frames; says what is made of them."""
+    frames = read_prefix(path, model)
+    used = sum(len(chunk) for chunk in prefix_chunks(frames, model))
+    height, width = model.frame_size
+    console.print(
+        f"{path}: {len(frames)} frames at {model.frames_per_second:g} FPS, scaled and cropped to "
+        f"{height} x {width}; the video begins with "
+        + (f"the last {used} of them" if used <= len(frames) else f"{used}, the first repeated"),
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return frames
+
+
+def _scale(args: GenerateArgs, model: VideoModel) -> int:
+    return max(1, 256 // model.frame_size[0]) if args.scale is None else args.scale
+
+
 def _video(args: GenerateArgs, model: VideoModel, policy: CachePolicy) -> VideoWriter:
     return VideoWriter(
         args.out,
         fps=model.frames_per_second,
-        scale=args.scale,
+        scale=_scale(args, model),
         title=args.prompt,
         comment=f"vidcache_jax {__version__}: {model.name}, {policy}, seed {args.seed}",
     )

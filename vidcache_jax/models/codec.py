@@ -58,3 +58,8 @@ def to_uint8(frames: Float[Array, "*any"]) -> UInt8[Array, "*any"]:
     """Pixels in [-1, 1] to 0..255, rounded and clipped."""
     scaled = (frames.astype(jnp.float32) + 1.0) * 127.5
     return jnp.clip(jnp.round(scaled), 0.0, 255.0).astype(jnp.uint8)
+
+
+def from_uint8(frames: UInt8[Array, "*any"]) -> Float[Array, "*any"]:
+    """0..255 to pixels in [-1, 1]."""
+    return frames.astype(jnp.float32) / 127.5 - 1.0

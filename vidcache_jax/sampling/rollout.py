@@ -85,31 +85,11 @@ class Rollout:
         x = noise
         for each timestep t:   x0 = x - sigma(t) dit(x, t, cache)
                                x  = (1 - sigma(t')) x0 + sigma(t') fresh noise
-        cache = commit(x0, context_timestep)
+        cache = commit(x0, cache, context_timestep)
         """
-        if self.layout.mesh is None:
-            return self._step(params, state, text_kv, noise, renoise)
-        leaves, treedef = jax.tree.flatten(state)
-
-        def own_videos(params, leaves, text_kv, noise, renoise):
-            state = jax.tree.unflatten(treedef, leaves)
-            state, result = self._step(params, state, text_kv, noise, renoise)
-            return jax.tree.leaves(state), jax.tree.leaves(result)
-
-        # By hand over videos, which never meet; the compiler divides what is done for each.
-        videos, stacked, carried = P(DATA), P(None, DATA), self.layout.video_specs(state)
-        leaves, result = jax.shard_map(
-            own_videos,
-            mesh=self.layout.mesh,
-            axis_names={DATA},
-            in_specs=(P(), carried, stacked, videos, stacked),
-            out_specs=(carried, [videos, videos]),
-            check_vma=False,
-        )(params, leaves, text_kv, noise, renoise)
-        return jax.tree.unflatten(treedef, leaves), ChunkResult(*result)
+        return self._over_videos(self._step, params, state, text_kv, noise, renoise)
 
     def _step(self, params: Params, state: RolloutState, text_kv, noise, renoise):
-        """`step` on the videos of one place on ``data``."""
         batch, num_frames = noise.shape[:2]
         model = (params, self.config, self.policy)
         start = state.next_frame
@@ -141,12 +121,54 @@ class Rollout:
 
         later = (jnp.asarray(timesteps[1:], jnp.float32), sigmas[1:], renoise)
         (clean, _, statistics), _ = jax.lax.scan(next_pass, carry, later)
-        context = timestep(self.rollout.context_timestep)
+        before = dataclasses.replace(state, statistics=statistics)
+        return self._commit(params, before, text_kv, clean), ChunkResult(clean, flow_first)
+
+    def commit(
+        self, params: Params, state: RolloutState, text_kv: wan_dit.TextKV, latents: Latents
+    ) -> RolloutState:
+        """Admits a clean chunk to the caches: one of a given prefix."""
+
+        def commit(*inputs):
+            return self._commit(*inputs), ()
+
+        return self._over_videos(commit, params, state, text_kv, latents)[0]
+
+    def _commit(self, params: Params, state: RolloutState, text_kv, latents) -> RolloutState:
+        timestep = jnp.full(latents.shape[:2], self.rollout.context_timestep, jnp.float32)
         cache, statistics = wan_dit.commit(
-            *model, clean, context, text_kv, state.cache, start, statistics, self.layout
-        )
-        after = RolloutState(cache, start + num_frames, statistics)
-        return after, ChunkResult(clean, flow_first)
+            params, self.config, self.policy, latents, timestep, text_kv, state.cache,
+            state.next_frame, state.statistics, self.layout,
+        )  # fmt: skip
+        return RolloutState(cache, state.next_frame + latents.shape[1], statistics)
+
+    def _over_videos(self, function, params: Params, state: RolloutState, text_kv, *inputs):
+        """``function`` on the videos of each place on ``data``: they never meet.
+
+        By hand, for whatever a policy does to one video after the other; heads and tokens are
+        left to the compiler. ``inputs`` have their videos before the frames of their latents.
+        """
+        if self.layout.mesh is None:
+            return function(params, state, text_kv, *inputs)
+        leaves, treedef = jax.tree.flatten(state)
+        structures = []
+
+        def own_videos(params, leaves, text_kv, *inputs):
+            state, result = function(params, jax.tree.unflatten(treedef, leaves), text_kv, *inputs)
+            structures.append(jax.tree.structure(result))
+            return jax.tree.leaves(state), jax.tree.leaves(result)
+
+        carried = self.layout.video_specs(state)
+        given = [P(*[None] * (x.ndim - 5), DATA) for x in inputs]
+        leaves, result = jax.shard_map(
+            own_videos,
+            mesh=self.layout.mesh,
+            axis_names={DATA},
+            in_specs=(P(), carried, P(None, DATA), *given),
+            out_specs=(carried, P(DATA)),
+            check_vma=False,
+        )(params, leaves, text_kv, *inputs)
+        return jax.tree.unflatten(treedef, leaves), jax.tree.unflatten(structures[0], result)
 
     def advance(
         self, params: Params, state: RolloutState, frames_made: int

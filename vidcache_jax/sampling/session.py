@@ -1,68 +1,73 @@
 """Session: one video being made, chunk by chunk, for as long as one likes."""
 
 import bisect
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vidcache_jax.array_typing import Params
+from vidcache_jax.array_typing import Latents, Params
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import StackedCache
 from vidcache_jax.models import wan_dit
-from vidcache_jax.models.codec import Codec, to_uint8
+from vidcache_jax.models.codec import Codec, from_uint8, to_uint8
 from vidcache_jax.models.video_model import VideoModel
+from vidcache_jax.sampling.prefix import prefix_chunks
 from vidcache_jax.sampling.rollout import Rollout, RolloutState, chunk_noise
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SessionState:
-    """What a session carries from chunk to chunk; of constant size."""
-
-    rollout: RolloutState
-    codec: Any
-    """The codec's memory, so that decoding streams."""
-
-
 # Jitted at module level with hashable static arguments: sessions of equal settings share one
-# compilation. The state is donated: the cache is updated in place, not copied.
-@functools.partial(
-    jax.jit, static_argnames=("rollout", "codec", "latent_shape"), donate_argnames=("state",)
-)
+# compilation. States are donated: the cache is updated in place, not copied.
+@functools.partial(jax.jit, static_argnames=("rollout", "latent_shape"), donate_argnames=("state",))
 def make_chunk(
     rollout: Rollout,
-    codec: Codec,
     latent_shape: tuple[int, ...],
     params: Params,
-    codec_params: Any,
-    state: SessionState,
+    state: RolloutState,
     text_kv: wan_dit.TextKV,
     key: jax.Array,
-) -> tuple[SessionState, UInt8[Array, "B f H W 3"], Float[Array, ""]]:
-    """The one program of a chunk: noise, denoise passes, commit pass, decoding.
+) -> tuple[RolloutState, Latents, Float[Array, ""]]:
+    """The one program of a chunk: noise, denoise passes, commit pass.
 
     Returns:
-      The next state, the chunk's frames, and the share of the cache that holds visible tokens.
+      The next state, the chunk's latents, and the share of the cache that holds visible tokens.
     """
-    start = state.rollout.next_frame
+    start = state.next_frame
     num_frames = rollout.rollout.frames_per_chunk
     steps = len(rollout.rollout.denoise_timesteps)
     noise, renoise = chunk_noise(key, start // num_frames, steps, latent_shape)
-    next_rollout, chunk = rollout.step(params, state.rollout, text_kv, noise, renoise)
-    frames, codec_state = codec.decode(codec_params, chunk.latents, state.codec)
-    fill = rollout.policy.fill(next_rollout.cache, start, num_frames)
-    return SessionState(next_rollout, codec_state), to_uint8(frames), fill
+    state, chunk = rollout.step(params, state, text_kv, noise, renoise)
+    return state, chunk.latents, rollout.policy.fill(state.cache, start, num_frames)
 
 
-def chunks_for(seconds: float, model: VideoModel) -> int:
-    """Chunks of a video of at least that length.
+commit_chunk = jax.jit(Rollout.commit, static_argnums=0, donate_argnums=2)
+encode_text = jax.jit(wan_dit.encode_text, static_argnums=1)
+
+
+# Apart from the chunk's program: a codec may need another program for the first frame.
+@functools.partial(jax.jit, static_argnames=("codec",), donate_argnames=("state",))
+def decode_chunk(
+    codec: Codec, params: Any, latents: Latents, state: Any
+) -> tuple[UInt8[Array, "B f H W 3"], Any]:
+    """The next latents to pixels, and the codec's memory after them."""
+    frames, state = codec.decode(params, latents, state)
+    return to_uint8(frames), state
+
+
+@functools.partial(jax.jit, static_argnames=("codec",), donate_argnames=("state",))
+def encode_chunk(
+    codec: Codec, params: Any, frames: UInt8[Array, "B f H W 3"], state: Any
+) -> tuple[Latents, Any]:
+    """The next pixels to latents, and the codec's memory after them."""
+    return codec.encode(params, from_uint8(frames), state)
+
+
+def chunks_for(seconds: float, model: VideoModel, chunks_made: int = 0) -> int:
+    """Chunks that make a video of ``chunks_made`` chunks longer by at least that time.
 
     Raises:
       ValueError: seconds is not a positive number.
@@ -70,8 +75,10 @@ def chunks_for(seconds: float, model: VideoModel) -> int:
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"seconds={seconds} must be a positive number of seconds")
     frames = math.ceil(round(seconds * model.frames_per_second, 6))
-    frames_of = lambda chunks: model.codec.num_pixel_frames(chunks * model.rollout.frames_per_chunk)
-    return bisect.bisect_left(range(1, 2**31), frames, key=frames_of) + 1
+    pixels = lambda chunks: model.codec.num_pixel_frames(chunks * model.rollout.frames_per_chunk)
+    # The first chunk of some codecs has fewer frames than the others.
+    more = lambda chunks: pixels(chunks_made + chunks) - pixels(chunks_made)
+    return bisect.bisect_left(range(1, 2**31), frames, key=more) + 1
 
 
 class Session:
@@ -84,40 +91,60 @@ class Session:
     Calling `generate` again continues the video. The same seed gives the same video, whether it
     is generated in one go or in several.
 
+    A prefix is encoded and committed chunk by chunk, as if the model had made it, and `generate`
+    goes on from there (Self-Forcing's image- and video-to-video, ``pipeline/causal_inference.py``).
+    Chunks are whole, so its latest frames count, as many as fill chunks; if they are too few for
+    one, an image say, the first is repeated in front of them.
+
     Args:
       model: what `load_model` returns.
       policy: what the model remembers.
       prompt: in the words of the model's text encoder.
       seed: of all noise.
+      prefix: how the video begins, in the model's frame size (`read_prefix` reads a file so).
 
     Raises:
-      ValueError: the prompt cannot be read, or the policy cannot serve the model's chunks.
+      ValueError: the prompt cannot be read, the policy cannot serve the model's chunks or hold the
+        prefix, or the prefix is no uint8 video of the model's frame size.
     """
 
-    def __init__(self, model: VideoModel, policy: CachePolicy, *, prompt: str, seed: int = 0):
+    def __init__(
+        self,
+        model: VideoModel,
+        policy: CachePolicy,
+        *,
+        prompt: str,
+        seed: int = 0,
+        prefix: UInt8[np.ndarray, "f height width 3"] | None = None,
+    ):
         self.model, self.policy = model, policy
         self._rollout = Rollout(model.config, model.rollout, policy)
-        text = jnp.asarray(model.embed_text(prompt), jnp.float32)[None]
-        self._text_kv = jax.jit(wan_dit.encode_text, static_argnums=1)(
-            model.params, model.config, text
-        )
+        chunks = [] if prefix is None else prefix_chunks(prefix, model)
+        self._rollout.check_length(len(chunks) * model.rollout.frames_per_chunk)
+        text = _pad(np.asarray(model.embed_text(prompt), np.float32), model.config.text_len)
+        self._text_kv = encode_text(model.params, model.config, text[None])
         self._key = jax.random.key(seed)
         dtype = wan_dit.param_dtype(model.params)
-        self._state = SessionState(
-            rollout=self._rollout.init(1, model.latent_size, dtype),
-            codec=model.codec.init_state(1, *model.latent_size),
-        )
+        self._state = self._rollout.init(1, model.latent_size, dtype)
+        self._decoder_state = model.codec.init_state(1, *model.latent_size)
         self._chunks_made = 0
         self._fill = 0.0
+        self._prefix_frames = self._begin_with(chunks)
 
     @property
     def chunks_made(self) -> int:
+        """Chunks of the video so far, those of the prefix included."""
         return self._chunks_made
+
+    @property
+    def prefix_frames(self) -> UInt8[np.ndarray, "f height width 3"]:
+        """What was committed before the first generated frame, as the codec shows it."""
+        return self._prefix_frames
 
     @property
     def cache_nbytes(self) -> int:
         """Bytes of the cache's buffers, all layers."""
-        return wan_dit.cache_nbytes(self._state.rollout.cache)
+        return wan_dit.cache_nbytes(self._state.cache)
 
     @property
     def cache_fill(self) -> float:
@@ -131,14 +158,14 @@ class Session:
           ValueError: at the call, before any work: seconds is not positive, or the policy cannot
             hold a video of that length.
         """
-        chunks = chunks_for(seconds, self.model)
+        chunks = chunks_for(seconds, self.model, self._chunks_made)
         frames = (self._chunks_made + chunks) * self.model.rollout.frames_per_chunk
         self._rollout.check_length(frames)
         return self._chunks(chunks)
 
     def abstract_cache(self) -> StackedCache:
         """Shapes and dtypes of the cache, stacked over layers."""
-        return jax.eval_shape(lambda state: state, self._state).rollout.cache
+        return jax.eval_shape(lambda state: state, self._state).cache
 
     def compiled_chunk(self) -> jax.stages.Compiled:
         """The chunk program as compiled, for looking at its HLO and memory."""
@@ -147,20 +174,46 @@ class Session:
     def _arguments(self) -> tuple[Any, ...]:
         model = self.model
         shape = (1, model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim)
-        weights = (model.params, model.codec_params)
-        return self._rollout, model.codec, shape, *weights, self._state, self._text_kv, self._key
+        return self._rollout, shape, model.params, self._state, self._text_kv, self._key
 
     def _chunks(self, count: int) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
         for _ in range(count):
             self._advance()
-            self._state, frames, self._fill = make_chunk(*self._arguments())
-            self._chunks_made += 1
-            yield np.asarray(frames[0])
+            self._state, latents, self._fill = make_chunk(*self._arguments())
+            yield self._decode(latents)
 
     def _advance(self) -> None:
         """Lets the policy change its shapes, if now is the time."""
         frames = self._chunks_made * self.model.rollout.frames_per_chunk
-        self._rollout, rollout = self._rollout.advance(
-            self.model.params, self._state.rollout, frames
+        self._rollout, self._state = self._rollout.advance(self.model.params, self._state, frames)
+
+    def _decode(self, latents: Latents) -> UInt8[np.ndarray, "f height width 3"]:
+        """The pixels of the next chunk, which is committed already."""
+        frames, self._decoder_state = decode_chunk(
+            self.model.codec, self.model.codec_params, latents, self._decoder_state
         )
-        self._state = SessionState(rollout, self._state.codec)
+        self._chunks_made += 1
+        return np.asarray(frames[0])
+
+    def _begin_with(
+        self, chunks: list[UInt8[np.ndarray, "_ height width 3"]]
+    ) -> UInt8[np.ndarray, "f height width 3"]:
+        """Commits and shows the prefix."""
+        model = self.model
+        encoder_state = model.codec.init_state(1, *model.latent_size)
+        shown = [np.zeros((0, *model.frame_size, 3), np.uint8)]
+        for frames in chunks:
+            latents, encoder_state = encode_chunk(
+                model.codec, model.codec_params, frames[None], encoder_state
+            )
+            self._advance()
+            self._state = commit_chunk(
+                self._rollout, model.params, self._state, self._text_kv, latents
+            )
+            shown.append(self._decode(latents))
+        return np.concatenate(shown)
+
+
+def _pad(text: Float[np.ndarray, "Tt D"], length: int) -> Float[np.ndarray, "padded D"]:
+    """With rows of zeros, as the model pads too: prompts of any length are then one program."""
+    return np.pad(text, ((0, max(0, length - len(text))), (0, 0)))

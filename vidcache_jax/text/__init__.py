@@ -5,3 +5,4 @@ from vidcache_jax.text.embedding_cache import EmbeddingCache as EmbeddingCache
 from vidcache_jax.text.encoder import TextEncoder as TextEncoder
 from vidcache_jax.text.tokenizer import PromptTokenizer as PromptTokenizer
 from vidcache_jax.text.tokenizer import load_tokenizer as load_tokenizer
+from vidcache_jax.text.tokenizer import tokenizer_file as tokenizer_file

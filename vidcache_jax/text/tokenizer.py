@@ -50,23 +50,33 @@ class PromptTokenizer:
         return np.asarray(encoding.ids, np.int32), np.asarray(encoding.attention_mask, bool)
 
 
-def load_tokenizer(folder: str | Path, text_len: int = 512) -> PromptTokenizer:
-    """The tokenizer of a checkpoint folder, looked for in each of `FOLDERS`.
+def load_tokenizer(path: str | Path, text_len: int = 512) -> PromptTokenizer:
+    """The tokenizer of a checkpoint folder, see `tokenizer_file`.
 
     Raises:
       FileNotFoundError: there is no ``tokenizer.json``.
       ValueError: the file cannot be read, or has no token for padding.
     """
-    paths = [Path(folder) / place / "tokenizer.json" for place in FOLDERS]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"no tokenizer.json in {folder} or its subfolders {', '.join(FOLDERS[1:])}; "
-            "copy the one of google/umt5-xxl there"
-        )
+    file = tokenizer_file(path)
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     # The library raises bare Exceptions.
     except Exception as error:
-        raise ValueError(f"{path} is no tokenizer: {error}; copy it anew") from error
+        raise ValueError(f"{file} is no tokenizer: {error}; copy it anew") from error
     return PromptTokenizer(tokenizer, text_len)
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """The ``tokenizer.json`` of a folder, looked for in each of `FOLDERS`, or the file itself.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    for file in (path, *(path / place / "tokenizer.json" for place in FOLDERS)):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(
+        f"no tokenizer.json in {path} or its subfolders {', '.join(FOLDERS[1:])}; "
+        "copy the one of google/umt5-xxl there"
+    )
