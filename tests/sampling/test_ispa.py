@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -52,15 +53,16 @@ def program():
     return jax.jit(step, static_argnums=0, compiler_options=QUICK), traces
 
 
-def run(policy=POLICY, noise=None, renoise=None, videos=(0, 1)):
-    """(state, policy, latents [B, F, Y, X, C]) after all chunks."""
+def run(policy=POLICY, noise=None, renoise=None, videos=(0, 1), state=None, first=0):
+    """(state, policy, latents [B, F, Y, X, C]) after all chunks, ``first`` having been made."""
     noise, renoise = inputs() if noise is None else (noise, renoise)
     config = RolloutConfig(frames_per_chunk=CHUNK, denoise_timesteps=STEPS)
     rollout = Rollout(CASE.config, config, policy)
     text_kv = jax.tree.map(lambda x: x[:, list(videos)], CASE.text_kv)
-    state, latents = rollout.init(len(videos), CASE.latent_size, jnp.float32), []
+    state = state or rollout.init(len(videos), CASE.latent_size, jnp.float32)
+    latents = []
     for index in range(len(noise)):
-        rollout, state = rollout.advance(CASE.params, state, index * CHUNK)
+        rollout, state = rollout.advance(CASE.params, state, (first + index) * CHUNK)
         chunk = (jnp.asarray(x[index][..., list(videos), :, :, :, :]) for x in (noise, renoise))
         state, result = program()[0](rollout, CASE.params, state, text_kv, *chunk)
         latents.append(np.asarray(result.latents))
@@ -99,10 +101,10 @@ def test_equals_plain_loops_over_the_rows_themselves():
         oracle, expected = oracle_of(video)
         chosen.append(chosen_by(oracle))
         assert np.asarray(state.cache.is_local)[:, video].tolist() == chosen[-1]
-        before, after = zip(*oracle.residuals.values(), strict=True)
+        before, absorbed = zip(*oracle.residuals.values(), strict=True)
         # Differences of float32 sums that are of order one.
         np.testing.assert_allclose(state.cache.residual_before[:, video], before, atol=1e-5)
-        np.testing.assert_allclose(state.cache.residual_after[:, video], after, atol=1e-5)
+        np.testing.assert_allclose(state.cache.residual_after[:, video], absorbed, atol=1e-5)
         # Rounding is fed back chunk after chunk, and dW is solved for in float32.
         np.testing.assert_allclose(latents[video], expected, rtol=0, atol=1e-3)
     # Each video decides for itself, or this test could not tell.
@@ -118,14 +120,12 @@ def test_equals_plain_loops_over_the_rows_themselves():
     ],
 )
 def test_what_is_gathered_can_be_told(passes, first, observed):
-    policy = vj.ISPA(
-        WINDOW, warmup_frames=WARM * CHUNK, ratio=0.6, passes=passes, include_first_chunk=first
-    )
+    policy = dataclasses.replace(POLICY, passes=passes, include_first_chunk=first)
     noise, renoise = (x[: WARM + 1] for x in inputs())
     state, _, _ = run(policy, noise, renoise)
     oracle, _ = oracle_of(0, observed=observed)
-    after = [after for _, after in oracle.residuals.values()]
-    np.testing.assert_allclose(state.cache.residual_after[:, 0], after, atol=1e-5)
+    expected = [absorbed for _, absorbed in oracle.residuals.values()]
+    np.testing.assert_allclose(state.cache.residual_after[:, 0], expected, atol=1e-5)
 
 
 def test_each_phase_is_one_program_of_fixed_shapes():
@@ -139,24 +139,45 @@ def test_each_phase_is_one_program_of_fixed_shapes():
     assert traces.count(policy) == 1
 
 
+@functools.cache
+def warm():
+    """Leaves and structure of the state at the transition."""
+    noise, renoise = (x[:WARM] for x in inputs())
+    state = run(noise=noise, renoise=renoise)[0]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], jax.tree.structure(state)
+
+
+def after(policy):
+    """(cache, latents) of the chunks after a transition that another policy decides."""
+    leaves, treedef = warm()
+    state = jax.tree.unflatten(treedef, map(jnp.array, leaves))
+    noise, renoise = (x[WARM:] for x in inputs())
+    state, _, latents = run(policy, noise, renoise, state=state, first=WARM)
+    return state.cache, latents
+
+
 def test_no_absorption_is_the_limit_of_a_large_ridge():
     """The layers are given, for a large ridge would choose others."""
-    layers = dict(warmup_frames=WARM * CHUNK, layers=(1, 3))
-    _, _, limit = run(vj.ISPA(WINDOW, mu0=1e9, **layers))
-    state, _, none = run(vj.ISPA(WINDOW, absorb=False, **layers))
-    assert state.cache.output_delta is None
+    given = dataclasses.replace(POLICY, layers=(1, 3))
+    _, limit = after(dataclasses.replace(given, mu0=1e9))
+    cache, none = after(dataclasses.replace(given, absorb=False))
+    assert cache.output_delta is None
     np.testing.assert_allclose(limit, none, rtol=0, atol=5e-5)
-    absorbed = run(vj.ISPA(WINDOW, **layers))[2]
-    warm = WARM * CHUNK
-    np.testing.assert_allclose(absorbed[:, :warm], none[:, :warm], rtol=0, atol=5e-5)
-    assert np.abs(absorbed - none)[:, warm:].max() > 1e-2
+    cache, absorbed = after(given)
+    assert np.flatnonzero(cache.is_local[:, 1]).tolist() == [1, 3]
+    assert np.abs(absorbed - none).max() > 1e-2
 
 
-@pytest.mark.parametrize("sink_frames", [0, 2])
-def test_other_sinks_equal_plain_loops(sink_frames):
-    policy = vj.ISPA(WINDOW, warmup_frames=WARM * CHUNK, ratio=0.6, sink_frames=sink_frames)
-    _, _, latents = run(policy)
-    oracle, expected = oracle_of(0, sink_frames=sink_frames)
+@pytest.mark.parametrize("select, score", [("post", "residual_after"), ("pre", "residual_before")])
+def test_the_best_layers_by_either_score_are_chosen(select, score):
+    cache, _ = after(dataclasses.replace(POLICY, select=select))
+    expected = absorption.smallest(np.asarray(getattr(cache, score)), 3)
+    np.testing.assert_array_equal(cache.is_local, expected)
+
+
+def test_no_sink_equals_plain_loops():
+    _, _, latents = run(dataclasses.replace(POLICY, sink_frames=0))
+    _, expected = oracle_of(0, sink_frames=0)
     np.testing.assert_allclose(latents[0], expected, rtol=0, atol=1e-3)
 
 
@@ -251,8 +272,9 @@ def test_garbage_in_empty_slots_changes_no_bit():
     spec, layers, rng = tiny_spec(3), 2, np.random.default_rng(0)
     policy = vj.ISPA(vj.SlidingWindow(12, 2), warmup_frames=3, ratio=0.5)
     cache = policy.init_layers(spec, layers)
+    update = jax.jit(policy.update, static_argnums=3, compiler_options=QUICK)
     for layer in range(layers):
-        _, cache = policy.update(cache, jnp.int32(layer), random_chunk(rng, spec, 0), 3)
+        _, cache = update(cache, jnp.int32(layer), random_chunk(rng, spec, 0), 3)
     chunk = random_chunk(rng, spec, 3)
 
     def spoilt(slots):
@@ -262,12 +284,13 @@ def test_garbage_in_empty_slots_changes_no_bit():
 
     def same(policy, clean, other):
         for layer in map(jnp.int32, range(layers)):
-            out, expected = (policy.attend(c, layer, chunk, 3).out for c in (other, clean))
+            attend = jax.jit(policy.attend, static_argnums=3, compiler_options=QUICK)
+            out, expected = (attend(c, layer, chunk, 3).out for c in (other, clean))
             assert same_bits(out, expected) and np.isfinite(out).all()
 
     same(policy, cache, spoilt(cache))
-    after, cache, _ = policy.advance(3, cache, *random_statistics(spec, layers))
-    same(after, cache, dataclasses.replace(cache, windows=spoilt(cache.windows)))
+    absorbed, cache, _ = policy.advance(3, cache, *random_statistics(spec, layers))
+    same(absorbed, cache, dataclasses.replace(cache, windows=spoilt(cache.windows)))
 
 
 def test_parts_make_the_whole():
@@ -276,20 +299,29 @@ def test_parts_make_the_whole():
     policy = vj.ISPA(vj.SlidingWindow(8, 2), warmup_frames=6, ratio=0.5)
     rng, caches = np.random.default_rng(0), [policy.init_layers(spec, 2)] * 2
     layer = jnp.int32(1)
+    attend, update = (
+        [jax.jit(method, static_argnums=3, compiler_options=QUICK) for method in methods]
+        for methods in ((policy.attend, policy.base.attend), (policy.update, policy.base.update))
+    )
     for start in range(0, 15, 3):
         chunk = random_chunk(rng, spec, start)
-        whole = policy.base.attend(caches[1], layer, chunk, 3)
-        parts = policy.attend(caches[0], layer, chunk, 3)
+        parts, whole = (
+            each(cache, layer, chunk, 3) for each, cache in zip(attend, caches, strict=True)
+        )
         assert whole.local is None
         assert_close(parts.out, whole.out)
         differs = np.abs(parts.local - whole.out).max()
         assert differs < 1e-5 if start == 0 else differs > 1e-2
         (one, caches[0]), (two, caches[1]) = (
-            p.update(cache, layer, chunk, 3)
-            for p, cache in zip((policy, policy.base), caches, strict=True)
+            each(cache, layer, chunk, 3) for each, cache in zip(update, caches, strict=True)
         )
         assert_close(one.out, two.out)
         assert all(map(same_bits, *map(jax.tree.leaves, caches)))
+
+
+def num_programs() -> int:
+    """Chunk programs that sessions have compiled."""
+    return cast(Any, make_chunk)._cache_size()
 
 
 @pytest.fixture(scope="module")
@@ -308,13 +340,13 @@ def test_sessions_compile_once_more_and_do_not_influence_each_other(model):
         assert session.cache_nbytes < full and 0 < session.cache_fill <= 1
         return np.concatenate(frames)
 
-    programs = make_chunk._cache_size()
+    programs = num_programs()
     first = video(1)
-    assert make_chunk._cache_size() == programs + 2
+    assert num_programs() == programs + 2
     other = video(2)
     np.testing.assert_array_equal(video(1), first)
     assert (other != first).any()
-    assert make_chunk._cache_size() == programs + 2
+    assert num_programs() == programs + 2
     assert all(map(same_bits, jax.tree.leaves(model.params), before))
 
 
@@ -380,11 +412,3 @@ def test_a_video_does_not_begin_with_the_second_phase():
     rollout = Rollout(CASE.config, config, POLICY.absorbed)
     with pytest.raises(TypeError, match="has no empty cache"):
         rollout.init(1, CASE.latent_size, jnp.float32)
-
-
-def test_the_better_layers_by_either_score_are_chosen():
-    state, _, _ = made()
-    by_before = run(dataclasses.replace(POLICY, select="pre"))[0].cache
-    for score, cache in ((state.cache.residual_after, state.cache),
-                         (by_before.residual_before, by_before)):  # fmt: skip
-        assert (np.asarray(cache.is_local) == absorption.smallest(np.asarray(score), 3)).all()

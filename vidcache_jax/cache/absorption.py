@@ -13,6 +13,7 @@ reconstruction". The ridge's scale is that of PatchKV, which does the same to la
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -59,7 +60,7 @@ def stream_statistics(local: Heads, full: Heads) -> StreamStatistics:
     return StreamStatistics(product(local, local), product(local, full), product(full, full))
 
 
-def ridge_of(gram: Matrix, ridge: Ridge, mu0: float) -> Float[Array, ""]:
+def ridge_of(gram: Matrix, ridge: Ridge, mu0: float | Float[Array, ""]) -> Float[Array, ""]:
     """mu: ``mu0 ||G||_F^2 / tr(G)`` ("frobenius") or ``mu0 tr(G) / D`` ("trace")."""
     trace = jnp.trace(gram)
     if ridge == "trace":
@@ -91,6 +92,28 @@ def residual(statistics: StreamStatistics, kernel: Matrix, absorbed: Matrix) -> 
     both = jnp.sum(absorbed * _product(statistics.local_full, kernel))
     local = jnp.sum(absorbed * _product(statistics.local_local, absorbed))
     return (full - 2 * both + local) / jnp.maximum(full, jnp.finfo(jnp.float32).tiny)
+
+
+@functools.partial(jax.jit, static_argnames=("ridge", "rank"))
+def absorb(
+    statistics: StreamStatistics,
+    kernels: Float[Array, "L D D"],
+    ridge: Ridge,
+    mu0: float | Float[Array, ""],
+    rank: int | None,
+) -> tuple[Float[Array, "L B D D"], Float[Array, "L B"], Float[Array, "L B"]]:
+    """dW of every layer and video [L, B], and `residual` without it and with it."""
+
+    def layer(inputs):
+        statistics, kernel = inputs
+
+        def video(own: StreamStatistics):
+            delta = solve(own, kernel, ridge_of(own.local_local, ridge, mu0), rank)
+            return delta, residual(own, kernel, kernel), residual(own, kernel, kernel + delta)
+
+        return jax.vmap(video)(statistics)
+
+    return jax.lax.map(layer, (statistics, kernels.astype(jnp.float32)))
 
 
 def smallest(scores: Float[np.ndarray, "L B"], count: int) -> Bool[np.ndarray, "L B"]:

@@ -11,7 +11,6 @@ and titles do not say is our reading, marked so here and in `absorption`. Three 
 """
 
 import dataclasses
-import functools
 from typing import Literal, get_args
 
 import jax
@@ -58,7 +57,8 @@ class ISPA(CachePolicy):
       sink_frames: S, first frames of the video that L-layers keep; 0 = none. 1 follows from the
         paper's cache sizes.
       absorb: False: L-layers lose their history and W stays ("no absorption").
-      ridge: scale of the ridge (`absorption.ridge_of`); mu0: its weight. Not public.
+      ridge: what the ridge is scaled with (`absorption.ridge_of`). Not public.
+      mu0: weight of the ridge. Not public.
       rank: of dW; None = as it comes.
       passes: whose attention is gathered: denoise passes, the commit pass (``"context"``), or all
         with equal weight. Not public.
@@ -203,7 +203,9 @@ class ISPA(CachePolicy):
         """
         if frames_made != self.warmup_frames:
             return self, cache, statistics
-        deltas, before, after = _absorb(statistics, output_kernels, self)
+        deltas, before, after = absorption.absorb(
+            statistics, output_kernels, self.ridge, self.mu0, self.rank
+        )
         if np.any(np.isfinite(before) & ~np.isfinite(after)):
             raise ValueError(f"mu0={self.mu0} is too small to solve for dW in float32: raise it")
         for leaf in jax.tree.leaves(statistics):
@@ -232,23 +234,3 @@ class ISPA(CachePolicy):
             return np.broadcast_to(is_local[:, None], before.shape)
         score = after if self.select == "post" else before
         return absorption.smallest(score, self.count(len(before)))
-
-
-@functools.partial(jax.jit, static_argnames="policy")
-def _absorb(
-    statistics: StreamStatistics, kernels: Float[Array, "L D D"], policy: ISPA
-) -> tuple[Float[Array, "L B D D"], Float[Array, "L B"], Float[Array, "L B"]]:
-    """dW of every layer and video, and the residuals without it and with it."""
-
-    def layer(inputs):
-        statistics, kernel = inputs
-
-        def video(own: StreamStatistics):
-            mu = absorption.ridge_of(own.local_local, policy.ridge, policy.mu0)
-            delta = absorption.solve(own, kernel, mu, policy.rank)
-            before = absorption.residual(own, kernel, kernel)
-            return delta, before, absorption.residual(own, kernel, kernel + delta)
-
-        return jax.vmap(video)(statistics)
-
-    return jax.lax.map(layer, (statistics, kernels.astype(jnp.float32)))
