@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 import vidcache_jax as vj
-from vidcache_jax.cache import SlotCache, absorption
+from vidcache_jax.cache import CacheSpec, absorption
 from vidcache_jax.cache.absorbed import AbsorbedCache
+from vidcache_jax.cache.slots import empty_slots
 from vidcache_jax.models import wan_dit
 from vidcache_jax.sampling.rollout import Rollout
 
@@ -65,8 +66,8 @@ def computed(ratio: float) -> Table:
     stacked = jax.eval_shape(lambda: WINDOW.init_layers(spec, 1))
     statistics = jax.eval_shape(lambda: ispa.init_statistics(spec, 1))
     base, warm = flops(WINDOW, stacked), flops(ispa, stacked, statistics)
-    window, local = (flops(ispa.absorbed, absorbed(stacked, kind)) for kind in (False, True))
-    both = flops(ispa.absorbed, absorbed(stacked, None))
+    window, local = (flops(ispa.absorbed, absorbed(spec, kind)) for kind in (False, True))
+    both = flops(ispa.absorbed, absorbed(spec, None))
     after = (1 - ratio) * window + ratio * local
     table = Table("layer", "FLOPs of a pass", "of a chunk", "of the base's", title="Wan 1.3B")
     for name, per_layer in (("base window of 12", base), ("warm-up", warm), ("F-layer", window),
@@ -77,34 +78,36 @@ def computed(ratio: float) -> Table:
     return table
 
 
-def absorbed(stacked: SlotCache, is_local: bool | None) -> AbsorbedCache:
+def absorbed(spec: CacheSpec, is_local: bool | None) -> AbsorbedCache:
     """An abstract cache of one layer of a known kind; None: known when it runs."""
-    tokens = LATENTS[0] * LATENTS[1] // 4
-    first = lambda leaf, count: jax.ShapeDtypeStruct(
-        (*leaf.shape[:3], count, *leaf.shape[4:]), leaf.dtype
-    )
-    frames = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
-    sinks = SlotCache(first(stacked.k, tokens), first(stacked.v, tokens), frames, stacked.grid)
-    table = lambda dtype: jax.ShapeDtypeStruct((1, 1), dtype)
-    delta = jax.ShapeDtypeStruct((1, 1, LAYER.dim, LAYER.dim), jnp.bfloat16)
-    known = None if is_local is None else np.full((1, 1), is_local)
-    return AbsorbedCache(
-        stacked, sinks, delta, table(jnp.bool_) if known is None else known,
-        table(jnp.int32), table(jnp.float32), table(jnp.float32),
-    )  # fmt: skip
+
+    def empty() -> AbsorbedCache:
+        rows = lambda num_slots: jax.tree.map(lambda leaf: leaf[None], empty_slots(spec, num_slots))
+        table = jnp.zeros((1, 1))
+        return AbsorbedCache(
+            windows=rows(WINDOW.window_size),
+            sinks=rows(1),
+            output_delta=jnp.zeros((1, 1, LAYER.dim, LAYER.dim), spec.dtype),
+            is_local=table > 0,
+            row=table.astype(jnp.int32),
+            residual_before=table,
+            residual_after=table,
+        )
+
+    cache = jax.eval_shape(empty)
+    if is_local is None:
+        return cache
+    return dataclasses.replace(cache, is_local=jnp.full((1, 1), is_local))
 
 
 def flops(policy, cache, statistics=None) -> float:
     """Of the optimised program of a denoise pass; concrete leaves of the cache are constants."""
     leaves, treedef = jax.tree.flatten(cache)
-    is_known = [isinstance(leaf, np.ndarray) for leaf in leaves]
+    is_known = [isinstance(leaf, jax.Array) for leaf in leaves]
 
     def denoise(params, latents, timestep, text, given, start, statistics):
         given = iter(given)
-        own = [
-            jnp.asarray(leaf) if known else next(given)
-            for leaf, known in zip(leaves, is_known, strict=True)
-        ]
+        own = [leaf if known else next(given) for leaf, known in zip(leaves, is_known, strict=True)]
         cache = jax.tree.unflatten(treedef, own)
         return wan_dit.denoise(
             params, LAYER, policy, latents, timestep, text, cache, start, statistics
@@ -163,7 +166,7 @@ def measured(ratio: float) -> Table:
     table = Table("MiB", "cache", "statistics", "peak", title=f"{LAYERS} layers, ratio {ratio}")
     # The first video compiles everything, the second is looked at.
     for is_looked_at in (False, True):
-        current, floor = rollout, memory("VmRSS")
+        state, current, floor = None, rollout, memory("VmRSS")
         state = current.init(1, size, jnp.float32)
         for index in range(WARM_CHUNKS + 2):
             reset_peak()

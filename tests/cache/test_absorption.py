@@ -39,7 +39,7 @@ def least_squares(local, full, kernel, mu):
 
 @pytest.mark.parametrize("mu", [1e-3, 1.0, 300.0])
 def test_solution_is_that_of_least_squares(rows, mu):
-    assert_close(solved(*rows, mu), least_squares(*rows, mu))
+    assert_close(solved(*rows, mu=mu), least_squares(*rows, mu=mu))
 
 
 def test_what_is_linear_is_recovered(rows):
@@ -55,16 +55,16 @@ def test_what_is_linear_is_recovered(rows):
 
 
 def test_an_infinite_ridge_absorbs_nothing(rows):
-    assert np.abs(solved(*rows, 1e12)).max() < 1e-8
+    assert np.abs(solved(*rows, mu=1e12)).max() < 1e-8
 
 
 @pytest.mark.parametrize("rank", [1, 3, D])
 def test_rank_keeps_the_largest_part_of_what_is_predicted(rows, rank):
     local = rows[0]
-    whole = least_squares(*rows, 1.0)
+    whole = least_squares(*rows, mu=1.0)
     u, s, v = np.linalg.svd(local @ whole)
     best = (u[:, :D] * np.where(np.arange(D) < rank, s, 0)) @ v
-    delta = solved(*rows, 1.0, rank)
+    delta = solved(*rows, mu=1.0, rank=rank)
     assert np.linalg.matrix_rank(delta, tol=1e-4) == rank
     np.testing.assert_allclose(local @ delta, best, atol=1e-4)
 
@@ -72,7 +72,7 @@ def test_rank_keeps_the_largest_part_of_what_is_predicted(rows, rank):
 @pytest.mark.parametrize("mu", [1e-3, 100.0])
 def test_residual_from_statistics_is_that_of_the_rows(rows, mu):
     local, full, kernel = rows
-    for absorbed in (kernel, kernel + solved(*rows, mu)):
+    for absorbed in (kernel, kernel + solved(*rows, mu=mu)):
         explicit = np.sum((full @ kernel - local @ absorbed) ** 2) / np.sum((full @ kernel) ** 2)
         actual = absorption.residual(
             statistics_of(local, full), *(jnp.asarray(x, jnp.float32) for x in (kernel, absorbed))

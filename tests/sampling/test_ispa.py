@@ -16,7 +16,7 @@ from tests.sampling.ispa_oracle import IspaOracle
 from tests.sampling.rollout_oracle import rollout as oracle_rollout
 from tests.toy import toy_model
 from vidcache_jax.cache import absorption
-from vidcache_jax.cache.absorbed import AbsorbedISPA, split_layers
+from vidcache_jax.cache.absorbed import AbsorbedCache, AbsorbedISPA, split_layers
 from vidcache_jax.config import RolloutConfig
 from vidcache_jax.models import wan_dit
 from vidcache_jax.sampling.rollout import Rollout
@@ -41,6 +41,12 @@ def inputs():
     return CASE.latents(1, CHUNKS, CASE.batch, CHUNK), CASE.latents(2, CHUNKS, 1, CASE.batch, CHUNK)
 
 
+def chunks(which: slice):
+    """The inputs of some chunks."""
+    noise, renoise = inputs()
+    return noise[which], renoise[which]
+
+
 @functools.cache
 def program():
     """The jitted step, and a list that grows with every trace."""
@@ -53,9 +59,9 @@ def program():
     return jax.jit(step, static_argnums=0, compiler_options=QUICK), traces
 
 
-def run(policy=POLICY, noise=None, renoise=None, videos=(0, 1), state=None, first=0):
+def run(policy=POLICY, given=None, videos=(0, 1), state=None, first=0):
     """(state, policy, latents [B, F, Y, X, C]) after all chunks, ``first`` having been made."""
-    noise, renoise = inputs() if noise is None else (noise, renoise)
+    noise, renoise = given or inputs()
     config = RolloutConfig(frames_per_chunk=CHUNK, denoise_timesteps=STEPS)
     rollout = Rollout(CASE.config, config, policy)
     text_kv = jax.tree.map(lambda x: x[:, list(videos)], CASE.text_kv)
@@ -121,8 +127,7 @@ def test_equals_plain_loops_over_the_rows_themselves():
 )
 def test_what_is_gathered_can_be_told(passes, first, observed):
     policy = dataclasses.replace(POLICY, passes=passes, include_first_chunk=first)
-    noise, renoise = (x[: WARM + 1] for x in inputs())
-    state, _, _ = run(policy, noise, renoise)
+    state, _, _ = run(policy, chunks(slice(WARM + 1)))
     oracle, _ = oracle_of(0, observed=observed)
     expected = [absorbed for _, absorbed in oracle.residuals.values()]
     np.testing.assert_allclose(state.cache.residual_after[:, 0], expected, atol=1e-5)
@@ -132,8 +137,7 @@ def test_each_phase_is_one_program_of_fixed_shapes():
     state, policy, _ = made()
     traces = program()[1]
     assert traces.count(POLICY) == traces.count(policy) == 1
-    noise, renoise = inputs()
-    first, _, _ = run(noise=noise[: WARM + 1], renoise=renoise[: WARM + 1])
+    first, _, _ = run(given=chunks(slice(WARM + 1)))
     shapes = lambda state: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
     assert shapes(first) == shapes(state)
     assert traces.count(policy) == 1
@@ -142,8 +146,7 @@ def test_each_phase_is_one_program_of_fixed_shapes():
 @functools.cache
 def warm():
     """Leaves and structure of the state at the transition."""
-    noise, renoise = (x[:WARM] for x in inputs())
-    state = run(noise=noise, renoise=renoise)[0]
+    state = run(given=chunks(slice(WARM)))[0]
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], jax.tree.structure(state)
 
 
@@ -151,8 +154,7 @@ def after(policy):
     """(cache, latents) of the chunks after a transition that another policy decides."""
     leaves, treedef = warm()
     state = jax.tree.unflatten(treedef, map(jnp.array, leaves))
-    noise, renoise = (x[WARM:] for x in inputs())
-    state, _, latents = run(policy, noise, renoise, state=state, first=WARM)
+    state, _, latents = run(policy, chunks(slice(WARM, None)), state=state, first=WARM)
     return state.cache, latents
 
 
@@ -186,7 +188,7 @@ def test_videos_of_a_batch_are_independent():
     noise, renoise = inputs()
     spoilt = noise.copy()
     spoilt[:, 1] = np.nan
-    state, _, latents = run(noise=spoilt, renoise=renoise)
+    state, _, latents = run(given=(spoilt, renoise))
     assert same_bits(latents[0], made()[2][0]) and np.isnan(latents[1]).any()
     assert same_bits(state.cache.is_local[:, 0], made()[0].cache.is_local[:, 0])
 
@@ -209,7 +211,7 @@ def test_frames_lie_where_the_table_says_and_old_buffers_are_gone():
     index = jnp.broadcast_to(frame, cache.frame_index.shape)
     cache = dataclasses.replace(cache, k=k, v=-k, frame_index=index)
     is_local = np.array([[True, False], [False, False], [True, True], [False, True]])
-    residuals = (jnp.zeros((layers, batch)),) * 2
+    residuals = jnp.zeros((layers, batch)), jnp.ones((layers, batch))
     split = split_layers(cache, is_local, sink_frames=2, deltas=None, residuals=residuals)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
     for layer, video in np.ndindex(layers, batch):
@@ -230,8 +232,8 @@ def test_cache_shrinks_by_the_formula(ratio, share):
     cache = policy.init_layers(spec, layers)
     full = on_device(cache)
     statistics, kernels = random_statistics(spec, layers)
-    policy, cache, statistics = policy.advance(12, cache, statistics, kernels)
-    assert statistics is None
+    _, cache, statistics = policy.advance(12, cache, statistics, kernels)
+    assert isinstance(cache, AbsorbedCache) and statistics is None
     now = on_device((cache.windows, cache.sinks))
     assert now / full == pytest.approx(1 - ratio * (1 - 1 / 12), rel=0.01)
     assert 100 * now / full == pytest.approx(share, abs=0.1)
@@ -260,6 +262,7 @@ def test_commits_after_the_transition_are_in_place():
     policy, cache, _ = POLICY.advance(
         POLICY.warmup_frames, cache, *random_statistics(spec, config.num_layers)
     )
+    assert isinstance(cache, AbsorbedCache)
     compiled, leaves = compile_commit(policy, config, spec, cache)
     assert cache_sized_copies(compiled, [cache.windows.k]) == []
     memory = compiled.memory_analysis()
@@ -290,6 +293,7 @@ def test_garbage_in_empty_slots_changes_no_bit():
 
     same(policy, cache, spoilt(cache))
     absorbed, cache, _ = policy.advance(3, cache, *random_statistics(spec, layers))
+    assert isinstance(cache, AbsorbedCache)
     same(absorbed, cache, dataclasses.replace(cache, windows=spoilt(cache.windows)))
 
 

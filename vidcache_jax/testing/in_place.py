@@ -49,17 +49,18 @@ def compile_commit(
         cache = policy.init_layers(spec, config.num_layers)
     leaves, treedef = jax.tree.leaves(cache), jax.tree.structure(cache)
 
-    def commit(leaves, params, latents, timestep, text_kv, start_frame):
-        cache, _ = wan_dit.commit(
+    def commit(leaves, statistics, params, latents, timestep, text_kv, start_frame):
+        cache, statistics = wan_dit.commit(
             params, config, policy, latents, timestep, text_kv,
-            jax.tree.unflatten(treedef, leaves), start_frame,
+            jax.tree.unflatten(treedef, leaves), start_frame, statistics,
         )  # fmt: skip
-        return jax.tree.leaves(cache)
+        return jax.tree.leaves(cache), statistics
 
     array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     frames = (spec.batch, spec.frames_per_chunk)
-    lowered = jax.jit(commit, donate_argnums=0).lower(
+    lowered = jax.jit(commit, donate_argnums=(0, 1)).lower(
         leaves,
+        policy.init_statistics(spec, config.num_layers),
         wan_dit.abstract_params(config),
         array(*frames, *spec.grid, config.in_dim),
         array(*frames),
