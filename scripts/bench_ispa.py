@@ -16,6 +16,7 @@ layers. *Peak* is the largest resident size of the process while one chunk is ma
 transition is, less that of the process before there was a cache (Linux resets it on request).
 """
 
+import ctypes
 import dataclasses
 import time
 from pathlib import Path
@@ -166,7 +167,9 @@ def measured(ratio: float) -> Table:
     table = Table("MiB", "cache", "statistics", "peak", title=f"{LAYERS} layers, ratio {ratio}")
     # The first video compiles everything, the second is looked at.
     for is_looked_at in (False, True):
-        state, current, floor = None, rollout, memory("VmRSS")
+        state = None
+        reset_peak()
+        current, floor = rollout, memory("VmRSS")
         state = current.init(1, size, jnp.float32)
         for index in range(WARM_CHUNKS + 2):
             reset_peak()
@@ -191,6 +194,8 @@ def memory(field: str) -> int:
 
 
 def reset_peak() -> None:
+    # What was freed goes back first, or it would count as used.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
