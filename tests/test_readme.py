@@ -47,7 +47,7 @@ def test_every_block_is_run_by_a_test():
     using = {"generate-command", "generate-example", "python-example", "pipeline-command",
              "convert-command"}  # fmt: skip
     measuring = {"bench-command", "bench-prompts-command", "bench-tether-command",
-                 "bench-wan-command"}  # fmt: skip
+                 "bench-wan-command", "bench-ispa-command", "study-ispa-command"}  # fmt: skip
     assert set(blocks()) == {"test-command", "training-command", *using, *measuring}
 
 
@@ -95,12 +95,22 @@ def test_bench_command_runs_in_small(tmp_path):
         ("bench-prompts-command", "--videos 2 --seconds 1 --policies tethercache", "tethercache"),
         ("bench-tether-command", "--grid 1 2 --rounds 1", "released operations"),
         ("bench-wan-command", "--grid 4 4 --rounds 1 --layers 0", "pass, small DiT +│ float32"),
+        ("bench-ispa-command", "--no-computed --width 32", "the transition"),
     ],
 )
 def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
     command = INSTALL.sub("", blocks()[name].strip())
     script = command.replace("scripts/", f"{ROOT}/scripts/")
     assert re.search(rf"│ {row} +│ +[\d.]+( ms|%)? +│", run(f"{script} {small}", tmp_path))
+
+
+@pytest.mark.slow
+def test_study_command_runs_in_small(tmp_path):
+    command = blocks()["study-ispa-command"].strip().replace("scripts/", f"{ROOT}/scripts/")
+    small = "--videos 1 --ratios 0.5 --warmups 3 --chunks 1"
+    printed = run(f"{command} {small}", tmp_path)
+    for variant in ("ISPA", "no absorption", "no history"):
+        assert re.search(rf"│ 3 +│ 0.5 +│ {variant} +│ \d\.\d{{3}} │", printed), printed
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from vidcache_jax.cache import ISPA as ISPA
 from vidcache_jax.cache import POLICIES as POLICIES
 from vidcache_jax.cache import CachePolicy as CachePolicy
 from vidcache_jax.cache import FullCache as FullCache

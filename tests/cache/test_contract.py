@@ -2,7 +2,7 @@ import pytest
 
 from tests.cache.broken_policies import BROKEN, Window
 from tests.cache.sound_policies import TokenSets
-from vidcache_jax.cache import POLICIES, FullCache, SlidingWindow, TetherCache
+from vidcache_jax.cache import ISPA, POLICIES, FullCache, SlidingWindow, TetherCache
 from vidcache_jax.testing import check_policy
 
 CONTRACT = {
@@ -15,6 +15,7 @@ CONTRACT = {
         (TetherCache(2, 3, 4), (3, 1, 4)),
         (TetherCache(0, 2, 4, tau=1.0, alpha=2.0), (3, 1)),
     ],
+    "ispa": [(ISPA(SlidingWindow(7, 2), warmup_frames=12), (3, 1, 4))],
 }
 """Policy and the chunk sizes it must serve, for every name in `POLICIES`."""
 

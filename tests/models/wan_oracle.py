@@ -81,16 +81,9 @@ class WanOracle:
 
         h = self._normal(x) * (1 + scale_sa) + shift_sa
         q, k, v = self.qkv(f"{name}.self_attn", h, h)
-        seen = [*past, *zip(positions, k, v, strict=True)]
-        turn = lambda x, frames: self._turn(
-            np.concatenate(x), rope_factors(c.head_dim, frames, *grid)
-        )
-        attended = self._attend(
-            turn(q, positions),
-            turn([k for _, k, _ in seen], [position for position, _, _ in seen]),
-            np.concatenate([v for _, _, v in seen]),
-        )
-        x = x + gate_sa * self._linear(f"{name}.self_attn.o", attended.reshape(x.shape))
+        own = list(zip(positions, k, v, strict=True))
+        attended = self.self_attention(f"{name}.self_attn.o", q, positions, past, own, grid)
+        x = x + gate_sa * attended.reshape(x.shape)
 
         h = x
         if c.cross_attn_norm:
@@ -110,6 +103,21 @@ class WanOracle:
         if self.config.qk_norm:
             q, k = self._rms(q, f"{name}.norm_q"), self._rms(k, f"{name}.norm_k")
         return q, k, self._linear(f"{name}.v", context)
+
+    def self_attention(self, output, q, positions, past, own, grid):
+        """Projected attention [T, D] of queries [F, tokens, D] over past and own frames."""
+        return self._linear(output, self.attend_frames(q, positions, [*past, *own], grid))
+
+    def attend_frames(self, q, positions, frames, grid):
+        """Attention over frames (position, k, v)."""
+        turn = lambda x, frames: self._turn(
+            np.concatenate(x), rope_factors(self.config.head_dim, frames, *grid)
+        )
+        return self._attend(
+            turn(q, positions),
+            turn([k for _, k, _ in frames], [position for position, _, _ in frames]),
+            np.concatenate([v for _, _, v in frames]),
+        )
 
     def _attend(self, q, k, v):
         """[T, D] queries over [S, D] keys, head by head."""

@@ -24,14 +24,14 @@ def check_in_place(
     )  # fmt: skip
     spec = wan_dit.cache_spec(config, 1, (1, columns), frames_per_chunk, jnp.float32)
     compiled, leaves = compile_commit(policy, config, spec)
-    nbytes = wan_dit.cache_nbytes(leaves)
+    nbytes = wan_dit.cache_nbytes([leaves, policy.init_statistics(spec, num_layers)])
     memory = compiled.memory_analysis()
     aliased = memory.alias_size_in_bytes if memory else 0
     require(
         aliased >= nbytes,
         "C6",
-        f"the commit pass aliases {aliased} bytes of a cache of {nbytes}: not every buffer is "
-        "updated in place",
+        f"the commit pass aliases {aliased} bytes of a cache and statistics of {nbytes}: not every "
+        "buffer is updated in place",
     )
     copies = cache_sized_copies(compiled, leaves)
     require(not copies, "C6", "the commit pass copies a whole cache buffer: " + "; ".join(copies))
@@ -47,19 +47,25 @@ def compile_commit(
     if cache is None:
         assert isinstance(policy, CachePolicy)
         cache = policy.init_layers(spec, config.num_layers)
-    leaves, treedef = jax.tree.leaves(cache), jax.tree.structure(cache)
+    leaves, treedef = jax.tree.flatten(cache)
+    # Leaves, for what `lower` puts into a pytree's fields are no arrays.
+    statistics, statistics_treedef = jax.tree.flatten(
+        policy.init_statistics(spec, config.num_layers)
+    )
 
-    def commit(leaves, params, latents, timestep, text_kv, start_frame):
-        cache, _ = wan_dit.commit(
+    def commit(leaves, statistics, params, latents, timestep, text_kv, start_frame):
+        cache, statistics = wan_dit.commit(
             params, config, policy, latents, timestep, text_kv,
             jax.tree.unflatten(treedef, leaves), start_frame,
+            jax.tree.unflatten(statistics_treedef, statistics),
         )  # fmt: skip
-        return jax.tree.leaves(cache)
+        return jax.tree.leaves(cache), jax.tree.leaves(statistics)
 
     array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     frames = (spec.batch, spec.frames_per_chunk)
-    lowered = jax.jit(commit, donate_argnums=0).lower(
+    lowered = jax.jit(commit, donate_argnums=(0, 1)).lower(
         leaves,
+        statistics,
         wan_dit.abstract_params(config),
         array(*frames, *spec.grid, config.in_dim),
         array(*frames),
