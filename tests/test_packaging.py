@@ -26,14 +26,15 @@ LAYERS = (
     {"tiny", "text", "sharding", "checkpoint"},
     {"loading"},
     {"sampling"},
+    {"profiling"},
     {"testing"},
     {""},
     {"commands"},
     {"cli"},
     {"__main__"},
 )
-# Nothing imports "testing" (it needs the test extra), and sampling knows no model by name.
-HIDDEN = {"sampling": {"tiny", "loading"}, "testing": {"tiny", "loading"}}
+# Nothing imports "testing" (it needs the test extra), and these parts know no model by name.
+HIDDEN = {part: {"tiny", "loading"} for part in ("sampling", "profiling", "testing")}
 MAY_IMPORT = {
     part: set().union(*LAYERS[:row]) - HIDDEN.get(part, set()) - {"testing"}
     for row, parts in enumerate(LAYERS)

@@ -24,19 +24,6 @@ CONTRACT = {
     ],
     "head-forcing": [
         (HeadForcing(HeadRoles((("local", "memory"), ("memory", "anchor"))), 3), (3, 1, 4)),
-        (
-            HeadForcing(
-                HeadRoles.uniform("memory", 2, 2),
-                2,
-                2,
-                0,
-                update_interval=1,
-                tau_novel=0.1,
-                overflow="random",
-                rope="global",
-            ),
-            (3, 1),
-        ),
     ],
 }
 """Policy and the chunk sizes it must serve, for every name in `POLICIES`."""

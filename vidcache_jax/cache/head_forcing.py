@@ -26,6 +26,7 @@ tokens keep the rows and columns they came from.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -235,6 +236,8 @@ class HeadForcing(CachePolicy):
         ascending = jnp.sort(jnp.where(entry >= 0, entry, none), axis=-1)
         return jnp.where(ascending == none, -1, ascending)
 
+    # Jitted by itself too: where the chunk is not, its loop would be compiled anew every time.
+    @functools.partial(jax.jit, static_argnums=0)
     def settle(self, cache: HeadForcingState, start_frame: FrameNumber) -> HeadForcingState:
         """Episodic memory after a chunk: admit the candidate, for which entries may merge."""
         size, start = cache.frames_per_chunk, jnp.asarray(start_frame, jnp.int32)

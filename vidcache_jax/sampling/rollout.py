@@ -1,12 +1,14 @@
 """One chunk of a rollout, as a pure function: denoise passes that read, one pass that commits."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vidcache_jax.array_typing import FrameNumber, Latents, Params
+from vidcache_jax.array_typing import FrameNumber, Latents, Params, Timesteps
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models import wan_dit
@@ -66,38 +68,16 @@ class Rollout:
                                x  = (1 - sigma(t')) x0 + sigma(t') fresh noise
         cache = commit(x0, context_timestep)
         """
-        batch, num_frames = noise.shape[:2]
         model = (params, self.config, self.policy)
         start = state.next_frame
 
-        def timestep(t):
-            return jnp.full((batch, num_frames), t, jnp.float32)
+        def denoise(x, timestep):
+            return wan_dit.denoise(*model, x, timestep, text_kv, state.cache, start), None
 
-        timesteps = schedule.rollout_timesteps(self.rollout)
-        sigmas = jnp.asarray(timesteps / 1000, jnp.float32)
-
-        def denoise(x, t, sigma):
-            flow = wan_dit.denoise(*model, x, timestep(t), text_kv, state.cache, start)
-            flow = flow.astype(jnp.float32)
-            # flow = noise - clean, so a pass says what is clean and what is noise in x.
-            return x - sigma * flow, x + (1 - sigma) * flow, flow
-
-        # The first pass stands alone (its flow is returned); the others are one loop, so that the
-        # program holds two copies of the model's denoise pass however many steps there are.
-        clean, implied, flow_first = denoise(noise, jnp.float32(timesteps[0]), sigmas[0])
-
-        def next_pass(carry, inputs):
-            clean, implied = carry
-            t, sigma, fresh = inputs
-            noise = fresh if self.rollout.renoise == "fresh" else implied
-            clean, implied, _ = denoise((1 - sigma) * clean + sigma * noise, t, sigma)
-            return (clean, implied), None
-
-        later = (jnp.asarray(timesteps[1:], jnp.float32), sigmas[1:], renoise)
-        (clean, _), _ = jax.lax.scan(next_pass, (clean, implied), later)
-        context = timestep(self.rollout.context_timestep)
+        clean, flow_first, _ = sample(self.rollout, denoise, noise, renoise)
+        context = jnp.full(noise.shape[:2], self.rollout.context_timestep, jnp.float32)
         cache = wan_dit.commit(*model, clean, context, text_kv, state.cache, start)
-        return RolloutState(cache, start + num_frames), ChunkResult(clean, flow_first)
+        return RolloutState(cache, start + noise.shape[1]), ChunkResult(clean, flow_first)
 
     def check_length(self, num_frames: int) -> None:
         """Refuses, before any work, a video that the policy cannot hold.
@@ -111,6 +91,46 @@ class Rollout:
                 f"{self.policy} holds {limit} latent frames, but this video needs {num_frames}: "
                 "raise its capacity, or choose a bounded policy such as SlidingWindow"
             )
+
+
+def sample(
+    rollout: RolloutConfig,
+    denoise: Callable[[Latents, Timesteps], tuple[Latents, Any]],
+    noise: Latents,
+    renoise: Float[Array, "later B F Y X C"],
+) -> tuple[Latents, Latents, Any]:
+    """The denoise passes of a chunk.
+
+    Args:
+      denoise: noisy latents and their timesteps -> (flow, anything to hand back).
+
+    Returns:
+      Clean latents, the flow of the first pass, and what the passes handed back, stacked.
+    """
+    timesteps = schedule.rollout_timesteps(rollout)
+    sigmas = jnp.asarray(timesteps / 1000, jnp.float32)
+
+    def one_pass(x, t, sigma):
+        flow, aux = denoise(x, jnp.full(x.shape[:2], t, jnp.float32))
+        flow = flow.astype(jnp.float32)
+        # flow = noise - clean, so a pass says what is clean and what is noise in x.
+        return x - sigma * flow, x + (1 - sigma) * flow, flow, aux
+
+    # The first pass stands alone (its flow is returned); the others are one loop, so that the
+    # program holds two copies of the model's denoise pass however many steps there are.
+    clean, implied, flow_first, aux_first = one_pass(noise, jnp.float32(timesteps[0]), sigmas[0])
+
+    def next_pass(carry, inputs):
+        clean, implied = carry
+        t, sigma, fresh = inputs
+        noise = fresh if rollout.renoise == "fresh" else implied
+        clean, implied, _, aux = one_pass((1 - sigma) * clean + sigma * noise, t, sigma)
+        return (clean, implied), aux
+
+    later = (jnp.asarray(timesteps[1:], jnp.float32), sigmas[1:], renoise)
+    (clean, _), aux_later = jax.lax.scan(next_pass, (clean, implied), later)
+    stack = lambda first, later: jnp.concatenate([first[None], later])
+    return clean, flow_first, jax.tree.map(stack, aux_first, aux_later)
 
 
 def chunk_noise(
