@@ -44,9 +44,11 @@ class HeadRoles:
             raise ValueError(f"unknown roles {unknown} in a role table; there are {[*ROLES]}")
 
     @classmethod
-    def uniform(cls, role: str, num_layers: int, num_heads: int) -> "HeadRoles":
+    def uniform(
+        cls, role: str, num_layers: int, num_heads: int, fingerprint: str | None = None
+    ) -> "HeadRoles":
         """Every head plays the same role (the paper's *uniform memory* with ``"memory"``)."""
-        return cls(((role,) * num_heads,) * num_layers)
+        return cls(((role,) * num_heads,) * num_layers, fingerprint)
 
     @classmethod
     def from_numbers(
