@@ -50,7 +50,7 @@ class HeadOracle:
             own = slice(i * self.tokens, (i + 1) * self.tokens)
             self.video.append({
                 (layer, head): Frame(
-                    as_complex(k[layer, head, own]), np.float64(v[layer, head, own]),
+                    as_complex(k[layer, head, own]), np.asarray(v[layer, head, own], np.float64),
                     list(range(self.tokens)),
                 )
                 for layer in range(len(self.roles)) for head in range(len(self.roles[0]))
@@ -89,7 +89,7 @@ class HeadOracle:
             self._turn(part, place, range(self.tokens))
             for place, part in zip(own, np.split(q, len(own)), strict=True)
         ])  # fmt: skip
-        logits = (queries @ keys.conj().T).real / np.sqrt(2 * q.shape[-1])
+        logits = np.einsum("tp,sp->ts", queries, keys.conj()).real / np.sqrt(2 * q.shape[-1])
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return weights / weights.sum(axis=-1, keepdims=True) @ values
 

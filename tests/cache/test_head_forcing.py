@@ -46,7 +46,8 @@ def assert_agrees(policy, spec, num_chunks, seed, token_scores=None):
         leaves, (record,) = trial.run([heads], leaves=leaves, first_frame=first)
         state = jax.tree.unflatten(trial.treedef, leaves)
         for video, oracle in enumerate(oracles):
-            out = oracle.chunk(*heads[:, :, video], spec.frames_per_chunk)
+            q, k, v = heads[:, :, video]
+            out = oracle.chunk(q, k, v, spec.frames_per_chunk)
             where = f"chunk {index} of {policy}"
             assert_close(record.attended.denoised[:, video], out, message=f"denoise, {where}")
             assert_close(record.attended.committed[:, video], out, message=f"commit, {where}")

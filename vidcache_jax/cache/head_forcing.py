@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.array_typing import FrameNumber
-from vidcache_jax.cache import compression, novelty, slots
+from vidcache_jax.cache import compression, novelty, slots, stacked
 from vidcache_jax.cache.head_roles import MEMORY, HeadRoles
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk, SlotCache
@@ -250,9 +250,9 @@ class HeadForcing(CachePolicy):
         summary = jnp.where(update.merge, update.first, cache.summary[0])
         # A loop of no rounds where nothing is admitted: a `cond` would copy the cache.
         rounds = jnp.where(jnp.any(update.admit), cache.role.shape[0], 0)
-        carry = (cache.slots.k, cache.slots.v, cache.pooled, cache.place)
-        edit = lambda layer, carry: self._edit(cache, update, candidate, layer, *carry)
-        k, v, pooled, place = jax.lax.fori_loop(0, rounds, edit, carry)
+        buffers = (cache.slots.k, cache.slots.v, cache.pooled, cache.place)
+        edit = functools.partial(self._edit, cache, update, candidate)
+        k, v, pooled, place = jax.lax.fori_loop(0, rounds, edit, buffers)
         return dataclasses.replace(
             cache,
             slots=dataclasses.replace(cache.slots, k=k, v=v),
@@ -299,57 +299,65 @@ class HeadForcing(CachePolicy):
         target = jnp.where(is_full, second, jnp.argmin(held, axis=-1))
         return Update(admit, merge, *(x.astype(jnp.int32) for x in (first, target, source)))
 
-    def _edit(self, cache, update: Update, candidate, layer, k, v, pooled, place):
-        """One layer of the update: the summary and the candidate take their slots."""
-        columns, tokens = cache.slots.grid[1], place.shape[-1]
-        batch = update.admit.shape[0]
-        is_memory = jax.lax.dynamic_index_in_dim(cache.role, layer, keepdims=False) == MEMORY
-        regular = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[None], (batch, tokens))
-        before = jax.lax.dynamic_index_in_dim(place, layer, keepdims=False)
-        is_again = (cache.summary[0] == update.first)[:, None]
-        places = jnp.concatenate([jnp.where(is_again, before, regular), regular], axis=1)
-        three = (update.first, update.target, jnp.broadcast_to(update.source, (batch,)))
-        from_three = lambda stored, size: jnp.concatenate(
-            [_take(stored, layer, slot, size) for slot in three], axis=2
+    def _edit(self, cache: HeadForcingState, update: Update, candidate, layer, carry):
+        """One layer of the update: summary and candidate take their slots, in memory heads."""
+        k, v, pooled, place = carry
+        tokens = place.shape[-1]
+        is_memory = _layer(cache.role, layer) == MEMORY
+        three = jnp.stack(
+            [update.first, update.target, jnp.broadcast_to(update.source, update.first.shape)], 1
         )
-        old_k, old_v = from_three(k, tokens), from_three(v, tokens)
-        if self.overflow == "random":
-            key = jax.random.fold_in(jax.random.key(candidate), layer)
-            score = jnp.broadcast_to(jax.random.uniform(key, (1, 2 * tokens)), places.shape)
-        else:
-            prompt = jax.lax.dynamic_index_in_dim(cache.prompt, layer, keepdims=False)
-            judged = self._judged(old_k[:, :, : 2 * tokens], places, columns)
-            score = compression.prompt_scores(judged, prompt, is_memory)
-        kept = compression.best_tokens(score, tokens)
+        rows = jnp.arange(tokens, dtype=jnp.int32)[None]
+        before = _layer(place, layer)
+        is_again = (cache.summary[0] == update.first)[:, None]
+        places = jnp.concatenate(
+            [jnp.where(is_again, before, rows), jnp.broadcast_to(rows, before.shape)], axis=1
+        )
+        old_k, old_v = (stacked.take_slots(x, layer, three, tokens) for x in (k, v))
+        pair = old_k[:, :, : 2 * tokens]
+        kept = self._kept_tokens(cache, pair, places, is_memory, candidate, layer)
 
-        def moved(old, if_merged, if_admitted, size):
-            """What the first two slots hold next, each a choice of ``size`` rows of ``old``."""
+        def moved(old, if_merged, if_admitted: int):
+            """The next content of the first two slots: for each row of them a row of ``old``.
+
+            A choice of rows, not of values by `where`: XLA would move the reads into the writes,
+            and keep a copy of the whole buffer for them.
+            """
+            size = if_merged.shape[1]
             rows = jnp.arange(size, dtype=jnp.int32)[None]
             first = jnp.where(update.merge[:, None], if_merged, rows)
-            target = jnp.where(update.admit[:, None], if_admitted + rows, size + rows)
-            index = jnp.where(
-                is_memory[None, :, None],
-                jnp.concatenate([first, target], axis=1)[:, None],
-                jnp.arange(2 * size, dtype=jnp.int32)[None, None],
-            )
+            target = size + jnp.where(update.admit[:, None], if_admitted * size + rows, rows)
+            both = jnp.concatenate([first, target], axis=1)[:, None]
+            same = jnp.arange(2 * size, dtype=jnp.int32)[None, None]
+            index = jnp.where(is_memory[None, :, None], both, same)
             return jnp.take_along_axis(old, index[..., None], axis=2)
 
-        new_k, new_v = (moved(old, kept, 2 * tokens, tokens) for old in (old_k, old_v))
-        new_place = jnp.where(
-            update.merge[:, None], jnp.take_along_axis(places, kept, axis=1), before
+        new_k, new_v = moved(old_k, kept, 1), moved(old_v, kept, 1)
+        kept_places = jnp.take_along_axis(places, kept, axis=1)
+        new_place = jnp.where(update.merge[:, None], kept_places, before)
+        summary = self._judged(new_k[:, :, :tokens], new_place, cache.slots.grid[1])
+        old_pooled = jnp.concatenate(
+            [stacked.take_slots(pooled, layer, three, 1), novelty.pooled_keys(summary, 1)], axis=2
         )
-        mean = novelty.pooled_keys(self._judged(new_k[:, :, :tokens], new_place, columns), 1)
-        old_pooled = jnp.concatenate([from_three(pooled, 1), mean], axis=2)
-        merged = jnp.full_like(update.first, 3)[:, None]
-        new_pooled = moved(old_pooled, merged, 2, 1)
+        new_pooled = moved(old_pooled, jnp.full_like(update.first, 3)[:, None], 1)
         k, v, pooled = (
-            _put(_put(x, layer, update.first, first), layer, update.target, target)
-            for x, (first, target) in (
-                (x, jnp.split(new, 2, axis=2))
-                for x, new in ((k, new_k), (v, new_v), (pooled, new_pooled))
-            )
+            stacked.put_slots(x, layer, three[:, :2], new)
+            for x, new in ((k, new_k), (v, new_v), (pooled, new_pooled))
         )
         return k, v, pooled, jax.lax.dynamic_update_index_in_dim(place, new_place, layer, 0)
+
+    def _kept_tokens(
+        self, cache: HeadForcingState, pair: Float[Array, "B N T H"], places, is_memory,
+        candidate, layer,
+    ) -> Int[Array, "B P"]:  # fmt: skip
+        """Which tokens of a pair of frames the summary keeps."""
+        if self.overflow == "random":
+            key = jax.random.fold_in(jax.random.key(candidate), layer)
+            score = jnp.broadcast_to(jax.random.uniform(key, (1, places.shape[1])), places.shape)
+        else:
+            judged = self._judged(pair, places, cache.slots.grid[1])
+            score = compression.prompt_scores(judged, _layer(cache.prompt, layer), is_memory)
+        return compression.best_tokens(score, cache.place.shape[-1])
 
     def _roles_of(self, spec: CacheSpec) -> HeadRoles:
         if self.roles is None:
@@ -386,6 +394,10 @@ class HeadForcing(CachePolicy):
         return rotate(k, _positions(frame, place[:, None, None], columns))
 
 
+def _layer(x: Array, layer: Int[Array, ""]) -> Array:
+    return jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+
+
 def _positions(
     frame: Int[Array, "B G K"], place: Int[Array, "B G K P"], columns: int
 ) -> Int[Array, "B G S 3"]:
@@ -393,25 +405,3 @@ def _positions(
     frame = jnp.broadcast_to(frame[..., None], place.shape)
     position = jnp.stack([frame, place // columns, place % columns], axis=-1)
     return position.reshape(*place.shape[:2], -1, 3)
-
-
-def _take(
-    stored: Float[Array, "L B N S H"], layer: FrameNumber, slot: Int[Array, " B"], size: int
-) -> Float[Array, "B N size H"]:
-    """Tokens of a slot of each video, ``size`` a slot."""
-    _, batch, heads, _, width = stored.shape
-    corner = lambda video: (layer, video, 0, slot[video] * size, 0)
-    part = lambda video: jax.lax.dynamic_slice(stored, corner(video), (1, 1, heads, size, width))
-    return jnp.concatenate([part(video)[0] for video in range(batch)])
-
-
-def _put(
-    stored: Float[Array, "L B N S H"],
-    layer: FrameNumber,
-    slot: Int[Array, " B"],
-    new: Float[Array, "B N size H"],
-) -> Float[Array, "L B N S H"]:
-    for video in range(new.shape[0]):
-        corner = (layer, video, 0, slot[video] * new.shape[2], 0)
-        stored = jax.lax.dynamic_update_slice(stored, new[None, video : video + 1], corner)
-    return stored
