@@ -2,6 +2,7 @@
 
     python scripts/bench_tether.py                  # needs the extra: pip install -e ".[convert]"
     python scripts/bench_tether.py --grid 6 8       # in small
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python scripts/bench_tether.py --topology v5e:2x2
 
 Both tables are of one layer of Wan 1.3B (12 heads of 128 channels) with sink 3, memory 14, recent
 4 and chunks of three frames.
@@ -10,7 +11,9 @@ Both tables are of one layer of Wan 1.3B (12 heads of 128 channels) with sink 3,
 1,560 tokens a frame in bfloat16. A chunk is four denoise passes and one commit pass. *Update* is
 the policy's `commit` by itself; what it costs more than the window's is the price of the policy.
 The compiled attention stores its logits, which makes most of a chunk's bytes, so the chunk is also
-counted by hand, for an attention that does not.
+counted by hand, for an attention that does not. With `--topology` the programs are compiled for one
+chip of such a TPU, of which there need be none (extra `tpu`); what the compiler calls bytes then
+includes those that never leave the chip.
 
 *Timed*, float32 on this machine, at a smaller grid: medians, the three taking turns in one run.
 The released operations are GRAB with every logit formed and TAME over the frames themselves, on
@@ -28,6 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 from rich.table import Table
 
@@ -49,20 +54,28 @@ class Args:
     grid: tuple[int, int] = (15, 26)
     """Rows and columns of tokens in a frame; the real model's are 30 and 52."""
     rounds: int = 7
+    topology: str | None = None
+    """A TPU to compile for; the default is the machine itself."""
 
 
 def main(args: Args) -> None:
     console = Console(width=100)
-    console.print(computed())
+    console.print(computed(chip_of(args.topology) if args.topology else None))
     console.print(timed(args))
 
 
-def computed() -> Table:
-    """FLOPs, bytes and buffers at the real shape, one layer."""
+def chip_of(topology: str) -> SingleDeviceSharding:
+    """One chip of a TPU that need not be there."""
+    described = topologies.get_topology_desc(topology_name=topology, platform="tpu")
+    return SingleDeviceSharding(described.devices[0])
+
+
+def computed(chip: SingleDeviceSharding | None) -> Table:
+    """FLOPs, bytes and buffers at the real shape, one layer, compiled for a chip."""
     latent_size = (60, 104)
     spec = wan_dit.cache_spec(LAYER, 1, latent_size, FRAMES, jnp.bfloat16)
-    chunk = chunk_cost(WINDOW, spec, latent_size)
-    update = {policy: update_cost(policy, spec) for policy in (WINDOW, TETHER)}
+    chunk = chunk_cost(WINDOW, spec, latent_size, chip)
+    update = {policy: update_cost(policy, spec, chip) for policy in (WINDOW, TETHER)}
     nbytes = {policy: wan_dit.cache_nbytes(abstract_cache(policy, spec)) for policy in update}
     table = Table("computed, one layer of Wan 1.3B", "FLOPs", "bytes", title="chunk of 3 x 1560")
     table.add_row("chunk with the window", *(f"{x:.3g}" for x in chunk))
@@ -94,8 +107,10 @@ def abstract_chunk(spec: CacheSpec) -> Chunk:
     return jax.eval_shape(lambda: chunk_of(spec, zeros(), zeros(), zeros(), start))
 
 
-def cost(function: Callable, *abstract, donate: tuple[int, ...] = ()) -> np.ndarray:
+def cost(function: Callable, *abstract, chip, donate: tuple[int, ...] = ()) -> np.ndarray:
     """[FLOPs, bytes accessed] of the optimised program; a loop would be counted once."""
+    on_chip = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip)
+    abstract = jax.tree.map(on_chip, abstract)
     compiled = jax.jit(function, donate_argnums=donate).lower(*abstract).compile()
     analysis = compiled.cost_analysis()
     if analysis is None:
@@ -103,11 +118,14 @@ def cost(function: Callable, *abstract, donate: tuple[int, ...] = ()) -> np.ndar
     return np.array([analysis["flops"], analysis["bytes accessed"]])
 
 
-def update_cost(policy: vj.CachePolicy, spec: CacheSpec) -> np.ndarray:
-    return cost(policy.commit, abstract_cache(policy, spec), abstract_chunk(spec), donate=(0,))
+def update_cost(policy: vj.CachePolicy, spec: CacheSpec, chip) -> np.ndarray:
+    inputs = (abstract_cache(policy, spec), abstract_chunk(spec))
+    return cost(policy.commit, *inputs, chip=chip, donate=(0,))
 
 
-def chunk_cost(policy: vj.CachePolicy, spec: CacheSpec, latent_size: tuple[int, int]) -> np.ndarray:
+def chunk_cost(
+    policy: vj.CachePolicy, spec: CacheSpec, latent_size: tuple[int, int], chip
+) -> np.ndarray:
     """Denoise passes and commit pass of one layer over a full cache."""
     cache = jax.eval_shape(lambda: policy.init_layers(spec, 1))
     inputs = (
@@ -120,7 +138,8 @@ def chunk_cost(policy: vj.CachePolicy, spec: CacheSpec, latent_size: tuple[int, 
     )
     denoise = lambda params, *rest: wan_dit.denoise(params, LAYER, policy, *rest)
     commit = lambda params, *rest: wan_dit.commit(params, LAYER, policy, *rest)
-    return DENOISE_PASSES * cost(denoise, *inputs) + cost(commit, *inputs, donate=(4,))
+    passes = cost(denoise, *inputs, chip=chip), cost(commit, *inputs, chip=chip, donate=(4,))
+    return DENOISE_PASSES * passes[0] + passes[1]
 
 
 def fused_chunk_bytes(spec: CacheSpec) -> float:

@@ -19,15 +19,15 @@ PACKAGE = ROOT / "vidcache_jax"
 # gets its place here, on purpose. "" is the package's own __init__.
 LAYERS = (
     {"array_typing"},
-    {"config"},
+    {"config", "sharding"},
     {"ops"},
     {"cache"},
     {"models"},
-    {"tiny", "text", "sharding", "checkpoint"},
+    {"tiny", "text", "checkpoint"},
     {"loading"},
     {"sampling"},
     {"profiling"},
-    {"testing"},
+    {"testing", "planning"},
     {""},
     {"commands"},
     {"cli"},

@@ -79,9 +79,10 @@ def flow_of(params, config=CONFIG) -> np.ndarray:
         )
         cache = policy.init_layers(spec, config.num_layers)
         text_kv = wan_dit.encode_text(params, config, text)
-        return wan_dit.denoise(
+        flow, _ = wan_dit.denoise(
             params, config, policy, latents, time, text_kv, cache, jnp.int32(0)
-        ).astype(jnp.float32)
+        )
+        return flow.astype(jnp.float32)
 
     run = jax.jit(run, compiler_options=QUICK)
     return np.moveaxis(np.asarray(run(params, channels_last(LATENTS), times, TEXT)), -1, 1)

@@ -48,10 +48,9 @@ def test_equals_denoise_and_commit_chunk_by_chunk(frames_per_chunk):
     flows = []
     for index in range(0, FRAMES, frames_per_chunk):
         own, start = slice(index, index + frames_per_chunk), jnp.int32(index)
-        flows.append(
-            denoise(*model, noisy[:, own], noisy_timestep[:, own], CASE.text_kv, cache, start)
-        )
-        cache = commit(*model, clean[:, own], clean_timestep[:, own], CASE.text_kv, cache, start)
+        flow, _ = denoise(*model, noisy[:, own], noisy_timestep[:, own], CASE.text_kv, cache, start)
+        flows.append(flow)
+        cache, _ = commit(*model, clean[:, own], clean_timestep[:, own], CASE.text_kv, cache, start)
     flow = flow_of(*clip(), frames_per_chunk)
     assert flow.dtype == jnp.float32
     assert_close(flow, np.concatenate(flows, axis=1))

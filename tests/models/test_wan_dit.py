@@ -51,8 +51,8 @@ def test_equals_the_oracle_over_three_chunks(name):
         start, frames = jnp.int32(2 * index), [2 * index, 2 * index + 1]
         noisy, clean = it.latents(10 + index, it.batch, 2), it.latents(20 + index, it.batch, 2)
         t, t_clean = times(it, 30 + index, 2), times(it, 40 + index, 2, highest=50)
-        flow = denoise(*model, *map(jnp.asarray, (noisy, t)), it.text_kv, cache, start)
-        cache = commit(*model, *map(jnp.asarray, (clean, t_clean)), it.text_kv, cache, start)
+        flow, _ = denoise(*model, *map(jnp.asarray, (noisy, t)), it.text_kv, cache, start)
+        cache, _ = commit(*model, *map(jnp.asarray, (clean, t_clean)), it.text_kv, cache, start)
         for b in range(it.batch):
             expected, _ = it.oracle.forward(noisy[b], t[b], it.text[b], frames, past[b])
             # Values of order one pass through up to three layers; measured error 3e-6.
@@ -83,8 +83,10 @@ def test_hours_into_a_video(start):
     model, zeros = (it.params, it.config, policy), np.zeros((1, 2), np.float32)
     first, second = it.latents(1, 1, 2), it.latents(2, 1, 2)
     cache = empty_cache(it, policy)
-    cache = commit(*model, *map(jnp.asarray, (first, zeros)), it.text_kv, cache, jnp.int32(start))
-    flow = denoise(
+    cache, _ = commit(
+        *model, *map(jnp.asarray, (first, zeros)), it.text_kv, cache, jnp.int32(start)
+    )
+    flow, _ = denoise(
         *model, *map(jnp.asarray, (second, zeros)), it.text_kv, cache, jnp.int32(start + 2)
     )
     frames = [start, start + 1]
@@ -108,8 +110,8 @@ def test_bfloat16_stays_close():
     model = (params, it.config, policy)
     clean, noisy = it.latents(1, 1, 2), it.latents(2, 1, 2)
     t, zeros = times(it, 3, 2), np.zeros((1, 2), np.float32)
-    cache = commit(*model, *map(jnp.asarray, (clean, zeros)), text_kv, cache, jnp.int32(0))
-    flow = denoise(*model, *map(jnp.asarray, (noisy, t)), text_kv, cache, jnp.int32(2))
+    cache, _ = commit(*model, *map(jnp.asarray, (clean, zeros)), text_kv, cache, jnp.int32(0))
+    flow, _ = denoise(*model, *map(jnp.asarray, (noisy, t)), text_kv, cache, jnp.int32(2))
     assert cache.k.dtype == cache.v.dtype == jnp.bfloat16 and flow.dtype == jnp.bfloat16
     _, own = oracle.forward(clean[0], zeros[0], it.text[0], [0, 1])
     past = [list(zip([0, 1], k, v, strict=True)) for k, v in own]
@@ -123,11 +125,11 @@ def test_denoise_writes_nothing_and_is_causal_over_chunks():
     it, policy = CASES["plain"], FullCache(7)
     model, zeros = (it.params, it.config, policy), jnp.zeros((1, 2))
     chunk = jnp.asarray(it.latents(1, 1, 2))
-    cache = commit(*model, chunk, zeros, it.text_kv, empty_cache(it, policy), jnp.int32(0))
+    cache, _ = commit(*model, chunk, zeros, it.text_kv, empty_cache(it, policy), jnp.int32(0))
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(cache)]
     denoise(*model, chunk, zeros, it.text_kv, cache, jnp.int32(2))
     assert all(map(same_bits, jax.tree.leaves(cache), before))
-    later = commit(*model, 2 * chunk, zeros, it.text_kv, cache, jnp.int32(2))
+    later, _ = commit(*model, 2 * chunk, zeros, it.text_kv, cache, jnp.int32(2))
     tokens = 2 * 6
     assert same_bits(later.k[..., :tokens, :], cache.k[..., :tokens, :])
     assert not same_bits(later.k[..., tokens : 2 * tokens, :], cache.k[..., tokens : 2 * tokens, :])

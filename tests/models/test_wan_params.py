@@ -54,7 +54,7 @@ def test_fresh_params():
     noisy, time = jnp.asarray(it.latents(0, 1, 2)), jnp.full((1, 2), 500.0)
     denoise = jax.jit(wan_dit.denoise, static_argnums=(1, 2), compiler_options=QUICK)
     cache = policy.init_layers(spec, it.config.num_layers)
-    flow = denoise(params, it.config, policy, noisy, time, it.text_kv, cache, jnp.int32(0))
+    flow, _ = denoise(params, it.config, policy, noisy, time, it.text_kv, cache, jnp.int32(0))
     np.testing.assert_array_equal(flow, np.zeros(flow.shape))
 
 

@@ -10,14 +10,13 @@ import pytest
 from PIL import Image
 
 from tests.toy import toy_model
-from vidcache_jax.cache import HeadRoles, SlidingWindow
-from vidcache_jax.models import wan_dit
+from vidcache_jax.cache import CacheSpec, HeadRoles, SlidingWindow
 from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.ops.attention import attention
 from vidcache_jax.profiling.heads import HeadProfiler, ProfileSettings
 from vidcache_jax.profiling.picture import draw_profile
-from vidcache_jax.profiling.shares import denoise_with_shares, shares_of
-from vidcache_jax.testing import assert_close
+from vidcache_jax.profiling.shares import MeasuredWindow, shares_of
+from vidcache_jax.testing import assert_close, random_chunk
 
 PROMPTS = ("a red circle bounces", "a blue square drifts left")
 PLANTED = HeadRoles((("memory", "anchor"), ("local", "memory")))
@@ -110,25 +109,23 @@ def test_the_picture_has_a_cell_for_every_head(profile, tmp_path):
 
 
 def test_measuring_changes_nothing():
-    """The flow is that of `wan_dit.denoise`, at any point of a video."""
-    model, policy = toy_model(), SlidingWindow(5, 1)
-    rng = np.random.default_rng(0)
-    spec = wan_dit.cache_spec(model.config, 1, model.latent_size, 3, jnp.float32)
-    latents = jnp.asarray(rng.standard_normal((1, 3, *model.latent_size, 16)), jnp.float32)
-    text_kv = wan_dit.encode_text(model.params, model.config, model.embed_text(PROMPTS[0])[None])
-    cache, time = policy.init_layers(spec, 2), jnp.full((1, 3), 500.0)
-    model_and_policy = (model.params, model.config, policy)
+    """What is taken up is what the plain window's heads take up, at any point of a video."""
+    measured, plain = MeasuredWindow(5), SlidingWindow(5, 1)
+    spec = CacheSpec(
+        batch=2, num_heads=2, head_dim=12, grid=(1, 2), frames_per_chunk=3, dtype=jnp.float32
+    )
+    rng, layer = np.random.default_rng(0), jnp.int32(1)
 
     @jax.jit
-    def passes(cache, start):
-        inputs = (*model_and_policy, latents, time, text_kv, cache, start)
-        measured, plain = denoise_with_shares(*inputs), wan_dit.denoise(*inputs)
-        return *measured, plain, wan_dit.commit(*inputs)
+    def passes(cache, chunk):
+        one, two = (policy.attend(cache, layer, chunk, 3) for policy in (measured, plain))
+        return one, two, plain.update(cache, layer, chunk, 3)[1]
 
-    for start in (0, 3):
-        flow, shares, plain, cache = passes(cache, jnp.int32(start))
-        assert_close(flow, plain)
-        assert (shares[..., :2].sum() == 0) == (start == 0)
+    cache = plain.init_layers(spec, 2)
+    for start in (0, 3, 6):
+        one, two, cache = passes(cache, random_chunk(rng, spec, start))
+        assert_close(one.out, two.out)
+        assert (one.note[..., :2].sum() == 0) == (start == 0)
 
 
 def test_shares_are_those_of_a_dense_softmax():

@@ -31,9 +31,10 @@ def one_chunk(renoise: Literal["fresh", "implied"], seed: int = 0):
 
     def flow(x, t):
         timestep = jnp.full((1, 3), t, jnp.float32)
-        return wan_dit.denoise(
+        flow, _ = wan_dit.denoise(
             model.params, model.config, policy, x, timestep, text_kv, state.cache, jnp.int32(0)
         )
+        return flow
 
     return chunk.latents, noise, fresh, flow
 

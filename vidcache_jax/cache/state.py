@@ -5,13 +5,21 @@ layers, or mapping, adds.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from vidcache_jax.array_typing import Heads
+
 LayerCache = Any
-"""A policy's pytree for one layer; stacked over layers it gains a leading axis L."""
+"""A policy's pytree for one layer."""
+
+StackedCache = Any
+"""A policy's pytree for all layers: as a rule, that of one layer with a leading axis L."""
+
+Statistics = Any
+"""What a policy gathers in every pass, a pytree; None for most policies."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,10 @@ class CacheSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """The chunk to be committed: its clean queries, keys and values, un-rotated, and its prompt."""
+    """A chunk in one layer: its queries, keys and values, un-rotated, and its prompt.
+
+    A chunk to be committed is clean; one that only attends may be noisy.
+    """
 
     q: Float[Array, "*stack B N T H"]
     k: Float[Array, "*stack B N T H"]
@@ -66,6 +77,27 @@ class CacheView:
     visible: Bool[Array, "*stack B G S"]
     query_position: Int[Array, "*stack B G T 3"]
     """Positions of the chunk's own tokens, for its queries and for its keys alike."""
+
+    def part(self, tokens: slice) -> "CacheView":
+        """The view of some of the S cached tokens."""
+        return CacheView(
+            k=self.k[..., tokens, :],
+            v=self.v[..., tokens, :],
+            position=self.position[..., tokens, :],
+            visible=self.visible[..., tokens],
+            query_position=self.query_position,
+        )
+
+
+class Attended(NamedTuple):
+    """What the queries of a chunk took up in one layer."""
+
+    out: Heads
+    """Goes on to the output projection."""
+    local: Heads | None = None
+    """What they would have taken up without history, from policies that look at both."""
+    note: Any = None
+    """Anything else that the policy wants to `observe`."""
 
 
 @jax.tree_util.register_dataclass

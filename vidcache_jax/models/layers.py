@@ -117,5 +117,15 @@ class AttentionProjections(nn.Module):
         k = self.norm_k(k) if self.qk_norm else k
         return split_heads(k, self.num_heads), split_heads(self.v(x), self.num_heads)
 
-    def output(self, attended: Float[Array, "B N T H"], dtype) -> Float[Array, "B T D"]:
-        return self.o(join_heads(attended.astype(dtype)))
+    def output(
+        self,
+        attended: Float[Array, "B N T H"],
+        dtype,
+        kernel_delta: Float[Array, "B D D"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        x = join_heads(attended.astype(dtype))
+        if kernel_delta is None:
+            return self.o(x)
+        projection = self.o.variables["params"]
+        kernel = projection["kernel"][None] + kernel_delta.astype(dtype)
+        return jnp.einsum("btd,bde->bte", x, kernel) + _align(projection["bias"], x)

@@ -43,6 +43,8 @@ class WanBlock(nn.Module):
     x += gate_sa * SA(LN(x) (1 + scale_sa) + shift_sa)
     x += CA(norm3(x), text)
     x += gate_ff * FFN(LN(x) (1 + scale_ff) + shift_ff)
+
+    ``output_delta`` is added to the kernel of SA's output projection, for each video its own.
     """
 
     config: WanConfig
@@ -65,6 +67,7 @@ class WanBlock(nn.Module):
         time: Float[Array, "B F 6 D"],
         text_kv: TextKV,
         attend: Attend,
+        output_delta: Float[Array, "B D D"] | None = None,
     ) -> tuple[Tokens, Any]:
         modulation = time + self.modulation[:, None].astype(time.dtype)
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (
@@ -74,7 +77,8 @@ class WanBlock(nn.Module):
 
         h = modulate(self.norm1(x), shift_sa, scale_sa)
         attended, aux = attend(self.self_attn.query(h), *self.self_attn.key_value(h))
-        x = x + per_token(gate_sa, num_tokens) * self.self_attn.output(attended, x.dtype)
+        projected = self.self_attn.output(attended, x.dtype, output_delta)
+        x = x + per_token(gate_sa, num_tokens) * projected
 
         h = self.norm3(x) if self.config.cross_attn_norm else x
         attended = attention(self.cross_attn.query(h), text_kv.k, text_kv.v).out

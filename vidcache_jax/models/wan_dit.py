@@ -8,14 +8,14 @@ Parameters are a plain nested dict; ``params["blocks"]`` is stacked over layers 
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import FrameNumber, Heads, Latents, Params, Timesteps
-from vidcache_jax.cache.policy import CachePolicy
-from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk
+from vidcache_jax.cache.policy import StackedPolicy
+from vidcache_jax.cache.state import CacheSpec, Chunk, StackedCache, Statistics
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.layers import apply
 from vidcache_jax.models.wan_block import (
@@ -26,11 +26,7 @@ from vidcache_jax.models.wan_block import (
     TimeEmbedding,
     WanBlock,
 )
-from vidcache_jax.ops.attention import attention, merge
-from vidcache_jax.ops.rope import rotate
-
-StackedCache = Any
-"""A policy's cache with a leading layer axis on every array."""
+from vidcache_jax.sharding import ONE_DEVICE, Layout
 
 
 def init_params(config: WanConfig, key: jax.Array, dtype=jnp.float32) -> Params:
@@ -122,86 +118,98 @@ def abstract_text(config: WanConfig, batch: int, dtype=jnp.float32) -> TextKV:
     return jax.eval_shape(encode, abstract_params(config, dtype), text)
 
 
+def output_kernels(params: Params) -> Float[Array, "L D D"]:
+    """Of the output projections of self-attention, [in, out]; in = head * head_dim + channel."""
+    return params["blocks"]["self_attn"]["o"]["kernel"]
+
+
 def denoise(
     params: Params,
     config: WanConfig,
-    policy: CachePolicy,
+    policy: StackedPolicy,
     latents: Latents,
     timestep: Timesteps,
     text_kv: TextKV,
     cache: StackedCache,
     start_frame: FrameNumber,
-) -> Latents:
-    """Flow of a noisy chunk given the past: ``flow ~ noise - clean``. Writes nothing."""
+    statistics: Statistics = None,
+    layout: Layout = ONE_DEVICE,
+) -> tuple[Latents, Statistics]:
+    """Flow of a noisy chunk given the past: ``flow ~ noise - clean``. Leaves the cache alone.
 
-    def layer(x, layer_inputs):
-        block_params, text, layer_cache = layer_inputs
+    Returns:
+      The flow, and the policy's statistics with this pass in them.
+    """
+
+    def layer(carry, layer_inputs):
+        x, statistics = carry
+        block_params, text, index = layer_inputs
 
         def attend(q: Heads, k: Heads, v: Heads):
-            view = policy.read(layer_cache, start_frame, latents.shape[1])
-            q, k = rotate(q, view.query_position), rotate(k, view.query_position)
-            return merge(attend_view(q, view), attention(q, k, v)).out, None
+            q, k, v = layout.queries(q), layout.to_heads(k), layout.to_heads(v)
+            chunk = Chunk(q, k, v, text.k, text.is_text, start_frame)
+            attended = policy.attend(cache, index, chunk, latents.shape[1])
+            out = layout.to_tokens(attended.out)
+            return out, policy.observe(statistics, index, chunk, attended)
 
-        return apply(WanBlock(config), block_params, x, e0, text, attend)
+        delta, own = policy.output_delta(cache, index), layout.whole(block_params)
+        return apply(WanBlock(config), own, layout.tokens(x), e0, text, attend, delta), None
 
     x, e, e0 = embed_chunk(params, config, latents, timestep)
-    # The cache is scanned read-only: returning it from the scan would cost a second cache.
-    x, _ = jax.lax.scan(layer, x, (params["blocks"], text_kv, cache))
+    layers = jnp.arange(config.num_layers, dtype=jnp.int32)
+    # The cache is closed over: returning it from the scan would cost a second cache.
+    (x, statistics), _ = jax.lax.scan(layer, (x, statistics), (params["blocks"], text_kv, layers))
     grid = config.token_grid(*latents.shape[2:4])
-    return apply(Head(config), params["head"], x, e, grid)
+    return apply(Head(config), params["head"], x, e, grid), statistics
 
 
 def commit(
     params: Params,
     config: WanConfig,
-    policy: CachePolicy,
+    policy: StackedPolicy,
     latents: Latents,
     timestep: Timesteps,
     text_kv: TextKV,
     cache: StackedCache,
     start_frame: FrameNumber,
-) -> StackedCache:
+    statistics: Statistics = None,
+    layout: Layout = ONE_DEVICE,
+) -> tuple[StackedCache, Statistics]:
     """Runs the clean chunk through the model and lets the policy update every layer's cache.
 
     Layer l updates its cache before it attends, so that what the policy recalled or edited is
     what layer l + 1 sees (as in the references' context pass); what the policy evicts by what
     was attended to goes afterwards.
+
+    Returns:
+      The cache, and the policy's statistics with this pass in them.
     """
 
     def layer(carry, layer_inputs):
-        x, cache = carry
+        x, cache, statistics = carry
         block_params, text, index = layer_inputs
 
         def attend(q: Heads, k: Heads, v: Heads):
-            own = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), cache
-            )
+            q, k, v = layout.to_heads(q), layout.to_heads(k), layout.to_heads(v)
             chunk = Chunk(q, k, v, text.k, text.is_text, start_frame)
-            updated = policy.commit(own, chunk)
-            view = policy.read(updated, start_frame, latents.shape[1])
-            attended = attend_view(rotate(q, view.query_position), view)
-            return attended.out, policy.evict(updated, chunk, attended)
+            attended, updated = policy.update(cache, index, chunk, latents.shape[1])
+            out = layout.to_tokens(attended.out)
+            return out, (updated, policy.observe(statistics, index, chunk, attended))
 
-        x, updated = apply(WanBlock(config), block_params, x, e0, text, attend)
+        delta, own = policy.output_delta(cache, index), layout.whole(block_params)
+        x, (cache, statistics) = apply(
+            WanBlock(config), own, layout.tokens(x), e0, text, attend, delta
+        )
         # In the carry, not in the scan's outputs: XLA then writes layer by layer into the donated
         # buffer instead of into a second one.
-        cache = jax.tree.map(
-            lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, 0),
-            cache,
-            updated,
-        )
-        return (x, cache), None
+        return (x, cache, statistics), None
 
     x, _, e0 = embed_chunk(params, config, latents, timestep)
     layers = jnp.arange(config.num_layers, dtype=jnp.int32)
-    (_, cache), _ = jax.lax.scan(layer, (x, cache), (params["blocks"], text_kv, layers))
-    return policy.settle(cache, start_frame)
-
-
-def attend_view(q: Heads, view: CacheView):
-    """Attention of rotated queries over a view; its keys are rotated here, on read."""
-    k = rotate(view.k, view.position).astype(q.dtype)
-    return attention(q, k, view.v.astype(q.dtype), view.visible[:, :, None])
+    (_, cache, statistics), _ = jax.lax.scan(
+        layer, (x, cache, statistics), (params["blocks"], text_kv, layers)
+    )
+    return policy.settle(cache, start_frame), statistics
 
 
 def embed_chunk(params: Params, config: WanConfig, latents: Latents, timestep: Timesteps):
@@ -221,5 +229,6 @@ __all__ = [
     "denoise",
     "encode_text",
     "init_params",
+    "output_kernels",
     "param_dtype",
 ]

@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from vidcache_jax.array_typing import Params
-from vidcache_jax.cache import HeadRoles, SlidingWindow
+from vidcache_jax.cache import HeadRoles
 from vidcache_jax.models import wan_dit
 from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.profiling.classify import classify, stability
-from vidcache_jax.profiling.shares import denoise_with_shares
-from vidcache_jax.sampling.rollout import Rollout, RolloutState, chunk_noise, sample
+from vidcache_jax.profiling.shares import MeasuredWindow
+from vidcache_jax.sampling.rollout import Rollout, RolloutState, chunk_noise
 
 _MOST_RUNS = 4
 """Runs that stability is taken over, as in the paper."""
@@ -158,25 +158,21 @@ class HeadProfiler:
         shape = (1, model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim)
         state, measured = self._begin(), []
         for number in range(1, chunks[-1] + 1):
-            chunk = (self._rollout, shape, model.params, state, text_kv, key)
+            state = _advance(self._rollout, shape, model.params, state, text_kv, key)
             if number in chunks:
-                measured.append(np.asarray(_measure(*chunk)))
-            state = _advance(*chunk)
+                measured.append(np.asarray(state.statistics.by_step[:, :, 0]))
         return np.stack(measured).astype(np.float64)
 
     @property
     def _rollout(self) -> Rollout:
-        window = SlidingWindow(self.settings.window_size, sink_size=1)
-        return Rollout(self.model.config, self.model.rollout, window)
+        rollout = self.model.rollout
+        steps = len(rollout.denoise_timesteps)
+        window = MeasuredWindow(self.settings.window_size, num_steps=steps)
+        return Rollout(self.model.config, rollout, window)
 
     def _begin(self) -> RolloutState:
         dtype = wan_dit.param_dtype(self.model.params)
         return self._rollout.init(1, self.model.latent_size, dtype)
-
-
-def _noise(rollout: Rollout, shape: tuple[int, ...], state: RolloutState, key: jax.Array):
-    chunk = state.next_frame // rollout.rollout.frames_per_chunk
-    return chunk_noise(key, chunk, len(rollout.rollout.denoise_timesteps), shape)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -188,24 +184,8 @@ def _advance(
     text_kv: Any,
     key: jax.Array,
 ) -> RolloutState:
-    noise, renoise = _noise(rollout, shape, state, key)
+    """Makes one chunk."""
+    chunk = state.next_frame // rollout.rollout.frames_per_chunk
+    steps = len(rollout.rollout.denoise_timesteps)
+    noise, renoise = chunk_noise(key, chunk, steps, shape)
     return rollout.step(params, state, text_kv, noise, renoise)[0]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _measure(
-    rollout: Rollout,
-    shape: tuple[int, ...],
-    params: Params,
-    state: RolloutState,
-    text_kv: Any,
-    key: jax.Array,
-) -> Float[Array, "steps L N 3"]:
-    """Shares in the denoise passes of the next chunk, which is not committed."""
-    noise, renoise = _noise(rollout, shape, state, key)
-    model = (params, rollout.config, rollout.policy)
-
-    def denoise(x, timestep):
-        return denoise_with_shares(*model, x, timestep, text_kv, state.cache, state.next_frame)
-
-    return sample(rollout.rollout, denoise, noise, renoise)[2][:, :, 0]

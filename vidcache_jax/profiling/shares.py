@@ -6,16 +6,16 @@ after it (*middle*) and to the chunk itself (*current*), mean over the queries (
 are those of the denominators: no attention map is ever stored.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from vidcache_jax.array_typing import FrameNumber, Heads, Latents, Params, Timesteps
-from vidcache_jax.cache.policy import CachePolicy
-from vidcache_jax.config import WanConfig
-from vidcache_jax.models import wan_dit
-from vidcache_jax.models.layers import apply
-from vidcache_jax.models.wan_block import Head, WanBlock
+from vidcache_jax.cache import CacheSpec, Chunk, SlidingWindow
+from vidcache_jax.cache.attend import attend_view
+from vidcache_jax.cache.policy import LayerIndex, take_layer
+from vidcache_jax.cache.state import Attended, StackedCache
 from vidcache_jax.ops.attention import AttentionPart, attention, merge
 from vidcache_jax.ops.rope import rotate
 
@@ -29,38 +29,50 @@ def shares_of(*parts: AttentionPart) -> Float[Array, "B N parts"]:
     return jnp.mean(mass / jnp.sum(mass, axis=-1, keepdims=True), axis=2)
 
 
-def denoise_with_shares(
-    params: Params,
-    config: WanConfig,
-    policy: CachePolicy,
-    latents: Latents,
-    timestep: Timesteps,
-    text_kv: wan_dit.TextKV,
-    cache: wan_dit.StackedCache,
-    start_frame: FrameNumber,
-) -> tuple[Latents, Float[Array, "L B N 3"]]:
-    """`wan_dit.denoise`, and the shares of `BUCKETS` in every head.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """What was measured in the denoise passes of the latest chunk."""
 
-    The policy must keep the first frame, and at RoPE position 0, as a window with a sink does.
+    by_step: Float[Array, "steps L B N 3"]
+    """The last axis is that of `BUCKETS`."""
+    num_seen: Int[Array, ""]
+    """Layers measured so far, in all passes of all chunks; tells the step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredWindow(SlidingWindow):
+    """A sliding window that says where its heads look; it makes the same video.
+
+    Attributes:
+      num_steps: denoise passes of a chunk.
     """
 
-    def layer(x, layer_inputs):
-        block_params, text, layer_cache = layer_inputs
+    sink_size: int = 1
+    num_steps: int = 4
 
-        def attend(q: Heads, k: Heads, v: Heads):
-            view = policy.read(layer_cache, start_frame, latents.shape[1])
-            q, k = rotate(q, view.query_position), rotate(k, view.query_position)
-            past = rotate(view.k, view.position).astype(q.dtype), view.v.astype(q.dtype)
-            is_first = view.position[..., 0] == 0
-            sink = attention(q, *past, (view.visible & is_first)[:, :, None])
-            middle = attention(q, *past, (view.visible & ~is_first)[:, :, None])
-            current = attention(q, k, v)
-            out = merge(merge(sink, middle), current).out
-            return out, shares_of(sink, middle, current)
+    def init_statistics(self, spec: CacheSpec, num_layers: int) -> Shares:
+        shape = (self.num_steps, num_layers, spec.batch, spec.num_heads, len(BUCKETS))
+        return Shares(jnp.zeros(shape, jnp.float32), jnp.zeros((), jnp.int32))
 
-        return apply(WanBlock(config), block_params, x, e0, text, attend)
+    def attend(
+        self, cache: StackedCache, layer: LayerIndex, chunk: Chunk, num_frames: int
+    ) -> Attended:
+        view = self.read(take_layer(cache, layer), chunk.start_frame, num_frames)
+        # The sink keeps its own number: the first frame is at position 0, and nothing else is.
+        is_first = view.position[..., 0] == 0
+        seen = lambda visible: attend_view(chunk.q, dataclasses.replace(view, visible=visible))
+        sink, middle = seen(view.visible & is_first), seen(view.visible & ~is_first)
+        q, k = rotate(chunk.q, view.query_position), rotate(chunk.k, view.query_position)
+        current = attention(q, k, chunk.v)
+        out = merge(merge(sink, middle), current).out
+        return Attended(out, note=shares_of(sink, middle, current))
 
-    x, e, e0 = wan_dit.embed_chunk(params, config, latents, timestep)
-    x, shares = jax.lax.scan(layer, x, (params["blocks"], text_kv, cache))
-    grid = config.token_grid(*latents.shape[2:4])
-    return apply(Head(config), params["head"], x, e, grid), shares
+    def observe(
+        self, statistics: Shares, layer: LayerIndex, chunk: Chunk, attended: Attended
+    ) -> Shares:
+        if attended.note is None:  # the commit pass
+            return statistics
+        step = statistics.num_seen // statistics.by_step.shape[1] % self.num_steps
+        by_step = statistics.by_step.at[step, layer].set(attended.note)
+        return Shares(by_step, statistics.num_seen + 1)

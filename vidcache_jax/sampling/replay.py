@@ -1,7 +1,6 @@
 """Re-runs a recorded rollout from its noise, for comparison with the PyTorch references."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Float
 
 from vidcache_jax.array_typing import Params
 from vidcache_jax.cache.policy import CachePolicy
+from vidcache_jax.cache.state import StackedCache
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models import wan_dit
 from vidcache_jax.sampling.rollout import Rollout
@@ -32,7 +32,7 @@ class Replay:
     latents: Float[np.ndarray, "B F C Y X"]
     flow_first: Float[np.ndarray, "chunks B f C Y X"]
     memory_index: np.ndarray | None
-    cache: wan_dit.StackedCache
+    cache: StackedCache
 
 
 def replay(
@@ -72,11 +72,14 @@ def replay(
     state = static.init(noise.shape[0], noise.shape[3:], dtype)
     text = jnp.asarray(text_embeds, jnp.float32)
     text_kv = jax.jit(wan_dit.encode_text, static_argnums=1)(params, config, text)
-    step = functools.partial(jax.jit(static.step, donate_argnums=1), params)
+    step = jax.jit(Rollout.step, static_argnums=0, donate_argnums=2)
     latents, flows, memory = [], [], []
     for index in range(chunks):
         own = slice(index * frames_per_chunk, (index + 1) * frames_per_chunk)
+        static, state = static.advance(params, state, own.start)
         state, chunk = step(
+            static,
+            params,
             state,
             text_kv,
             jnp.asarray(rearrange(noise[:, own], "b f c y x -> b f y x c"), jnp.float32),
@@ -84,7 +87,7 @@ def replay(
         )
         latents.append(_to_torch_layout(chunk.latents))
         flows.append(_to_torch_layout(chunk.flow_first))
-        memory.append(policy.memory_index(state.cache))
+        memory.append(static.policy.memory_index(state.cache))
     return Replay(
         latents=np.concatenate(latents, axis=1),
         flow_first=np.stack(flows),

@@ -1,18 +1,19 @@
 """One chunk of a rollout, as a pure function: denoise passes that read, one pass that commits."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from vidcache_jax.array_typing import FrameNumber, Latents, Params, Timesteps
-from vidcache_jax.cache.policy import CachePolicy
+from vidcache_jax.array_typing import FrameNumber, Latents, Params
+from vidcache_jax.cache.policy import CachePolicy, StackedPolicy
+from vidcache_jax.cache.state import StackedCache, Statistics
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models import wan_dit
 from vidcache_jax.sampling import schedule
+from vidcache_jax.sharding import DATA, ONE_DEVICE, Layout
 
 
 @jax.tree_util.register_dataclass
@@ -20,9 +21,10 @@ from vidcache_jax.sampling import schedule
 class RolloutState:
     """Everything a rollout carries from chunk to chunk."""
 
-    cache: wan_dit.StackedCache
+    cache: StackedCache
     next_frame: FrameNumber
     """Latent frames made so far; the number of the next one."""
+    statistics: Statistics = None
 
 
 @jax.tree_util.register_dataclass
@@ -39,19 +41,35 @@ class Rollout:
 
     config: WanConfig
     rollout: RolloutConfig
-    policy: CachePolicy
+    policy: StackedPolicy
+    """A `CachePolicy` at first; `advance` may put another in its place."""
+    layout: Layout = ONE_DEVICE
 
     def init(self, batch: int, latent_size: tuple[int, int], dtype) -> RolloutState:
-        """Empty caches and frame 0, for latents of (Y, X).
+        """Empty caches and frame 0, for latents of (Y, X), where the layout wants them.
 
         Raises:
-          ValueError: the policy cannot serve this chunk size, or the size does not patchify.
+          ValueError: the policy cannot serve this chunk size, or the size does not patchify, or
+            the layout cannot divide it.
         """
         spec = wan_dit.cache_spec(
             self.config, batch, latent_size, self.rollout.frames_per_chunk, dtype
         )
-        cache = self.policy.init_layers(spec, self.config.num_layers)
-        return RolloutState(cache=cache, next_frame=jnp.zeros((), jnp.int32))
+        if not isinstance(self.policy, CachePolicy):
+            raise TypeError(f"{self.policy} has no empty cache: a video does not begin with it")
+        policy, layers = self.policy, self.config.num_layers
+        self.layout.check(batch, spec.num_heads, spec.frames_per_chunk * spec.tokens_per_frame)
+
+        def empty() -> RolloutState:
+            state = RolloutState(
+                cache=policy.init_layers(spec, layers),
+                next_frame=jnp.zeros((), jnp.int32),
+                statistics=policy.init_statistics(spec, layers),
+            )
+            return self.layout.placed(state)
+
+        # Compiled for a mesh, so that no chip holds the whole even for a moment.
+        return jax.jit(empty)() if self.layout.mesh else empty()
 
     def step(
         self,
@@ -68,16 +86,80 @@ class Rollout:
                                x  = (1 - sigma(t')) x0 + sigma(t') fresh noise
         cache = commit(x0, context_timestep)
         """
+        if self.layout.mesh is None:
+            return self._step(params, state, text_kv, noise, renoise)
+        leaves, treedef = jax.tree.flatten(state)
+
+        def own_videos(params, leaves, text_kv, noise, renoise):
+            state = jax.tree.unflatten(treedef, leaves)
+            state, result = self._step(params, state, text_kv, noise, renoise)
+            return jax.tree.leaves(state), jax.tree.leaves(result)
+
+        # By hand over videos, which never meet; the compiler divides what is done for each.
+        videos, stacked, carried = P(DATA), P(None, DATA), self.layout.video_specs(state)
+        leaves, result = jax.shard_map(
+            own_videos,
+            mesh=self.layout.mesh,
+            axis_names={DATA},
+            in_specs=(P(), carried, stacked, videos, stacked),
+            out_specs=(carried, [videos, videos]),
+            check_vma=False,
+        )(params, leaves, text_kv, noise, renoise)
+        return jax.tree.unflatten(treedef, leaves), ChunkResult(*result)
+
+    def _step(self, params: Params, state: RolloutState, text_kv, noise, renoise):
+        """`step` on the videos of one place on ``data``."""
+        batch, num_frames = noise.shape[:2]
         model = (params, self.config, self.policy)
         start = state.next_frame
 
-        def denoise(x, timestep):
-            return wan_dit.denoise(*model, x, timestep, text_kv, state.cache, start), None
+        def timestep(t):
+            return jnp.full((batch, num_frames), t, jnp.float32)
 
-        clean, flow_first, _ = sample(self.rollout, denoise, noise, renoise)
-        context = jnp.full(noise.shape[:2], self.rollout.context_timestep, jnp.float32)
-        cache = wan_dit.commit(*model, clean, context, text_kv, state.cache, start)
-        return RolloutState(cache, start + noise.shape[1]), ChunkResult(clean, flow_first)
+        timesteps = schedule.rollout_timesteps(self.rollout)
+        sigmas = jnp.asarray(timesteps / 1000, jnp.float32)
+
+        def denoise(x, t, sigma, statistics):
+            flow, statistics = wan_dit.denoise(
+                *model, x, timestep(t), text_kv, state.cache, start, statistics, self.layout
+            )
+            flow = flow.astype(jnp.float32)
+            # flow = noise - clean, so a pass says what is clean and what is noise in x.
+            return (x - sigma * flow, x + (1 - sigma) * flow, statistics), flow
+
+        # The first pass stands alone (its flow is returned); the others are one loop, so that the
+        # program holds two copies of the model's denoise pass however many steps there are.
+        carry, flow_first = denoise(noise, jnp.float32(timesteps[0]), sigmas[0], state.statistics)
+
+        def next_pass(carry, inputs):
+            clean, implied, statistics = carry
+            t, sigma, fresh = inputs
+            noise = fresh if self.rollout.renoise == "fresh" else implied
+            carry, _ = denoise((1 - sigma) * clean + sigma * noise, t, sigma, statistics)
+            return carry, None
+
+        later = (jnp.asarray(timesteps[1:], jnp.float32), sigmas[1:], renoise)
+        (clean, _, statistics), _ = jax.lax.scan(next_pass, carry, later)
+        context = timestep(self.rollout.context_timestep)
+        cache, statistics = wan_dit.commit(
+            *model, clean, context, text_kv, state.cache, start, statistics, self.layout
+        )
+        after = RolloutState(cache, start + num_frames, statistics)
+        return after, ChunkResult(clean, flow_first)
+
+    def advance(
+        self, params: Params, state: RolloutState, frames_made: int
+    ) -> tuple["Rollout", RolloutState]:
+        """The rollout of the next chunk and its state; on the host, between chunks.
+
+        The same as before for all policies but those that change shape once. What is left of
+        ``state`` must not be used: buffers may have been released.
+        """
+        policy, cache, statistics = self.policy.advance(
+            frames_made, state.cache, state.statistics, wan_dit.output_kernels(params)
+        )
+        rollout = dataclasses.replace(self, policy=policy)
+        return rollout, RolloutState(cache, state.next_frame, statistics)
 
     def check_length(self, num_frames: int) -> None:
         """Refuses, before any work, a video that the policy cannot hold.
@@ -91,46 +173,6 @@ class Rollout:
                 f"{self.policy} holds {limit} latent frames, but this video needs {num_frames}: "
                 "raise its capacity, or choose a bounded policy such as SlidingWindow"
             )
-
-
-def sample(
-    rollout: RolloutConfig,
-    denoise: Callable[[Latents, Timesteps], tuple[Latents, Any]],
-    noise: Latents,
-    renoise: Float[Array, "later B F Y X C"],
-) -> tuple[Latents, Latents, Any]:
-    """The denoise passes of a chunk.
-
-    Args:
-      denoise: noisy latents and their timesteps -> (flow, anything to hand back).
-
-    Returns:
-      Clean latents, the flow of the first pass, and what the passes handed back, stacked.
-    """
-    timesteps = schedule.rollout_timesteps(rollout)
-    sigmas = jnp.asarray(timesteps / 1000, jnp.float32)
-
-    def one_pass(x, t, sigma):
-        flow, aux = denoise(x, jnp.full(x.shape[:2], t, jnp.float32))
-        flow = flow.astype(jnp.float32)
-        # flow = noise - clean, so a pass says what is clean and what is noise in x.
-        return x - sigma * flow, x + (1 - sigma) * flow, flow, aux
-
-    # The first pass stands alone (its flow is returned); the others are one loop, so that the
-    # program holds two copies of the model's denoise pass however many steps there are.
-    clean, implied, flow_first, aux_first = one_pass(noise, jnp.float32(timesteps[0]), sigmas[0])
-
-    def next_pass(carry, inputs):
-        clean, implied = carry
-        t, sigma, fresh = inputs
-        noise = fresh if rollout.renoise == "fresh" else implied
-        clean, implied, _, aux = one_pass((1 - sigma) * clean + sigma * noise, t, sigma)
-        return (clean, implied), aux
-
-    later = (jnp.asarray(timesteps[1:], jnp.float32), sigmas[1:], renoise)
-    (clean, _), aux_later = jax.lax.scan(next_pass, (clean, implied), later)
-    stack = lambda first, later: jnp.concatenate([first[None], later])
-    return clean, flow_first, jax.tree.map(stack, aux_first, aux_later)
 
 
 def chunk_noise(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vidcache_jax.array_typing import Params
 from vidcache_jax.cache.policy import CachePolicy
+from vidcache_jax.cache.state import StackedCache
 from vidcache_jax.models import wan_dit
 from vidcache_jax.models.codec import Codec, to_uint8
 from vidcache_jax.models.video_model import VideoModel
@@ -56,8 +57,7 @@ def make_chunk(
     noise, renoise = chunk_noise(key, start // num_frames, steps, latent_shape)
     next_rollout, chunk = rollout.step(params, state.rollout, text_kv, noise, renoise)
     frames, codec_state = codec.decode(codec_params, chunk.latents, state.codec)
-    visible = lambda cache: rollout.policy.read(cache, start, num_frames).visible
-    fill = jnp.mean(jax.vmap(visible)(next_rollout.cache).astype(jnp.float32))
+    fill = rollout.policy.fill(next_rollout.cache, start, num_frames)
     return SessionState(next_rollout, codec_state), to_uint8(frames), fill
 
 
@@ -136,7 +136,7 @@ class Session:
         self._rollout.check_length(frames)
         return self._chunks(chunks)
 
-    def abstract_cache(self) -> wan_dit.StackedCache:
+    def abstract_cache(self) -> StackedCache:
         """Shapes and dtypes of the cache, stacked over layers."""
         return jax.eval_shape(lambda state: state, self._state).rollout.cache
 
@@ -152,6 +152,15 @@ class Session:
 
     def _chunks(self, count: int) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
         for _ in range(count):
+            self._advance()
             self._state, frames, self._fill = make_chunk(*self._arguments())
             self._chunks_made += 1
             yield np.asarray(frames[0])
+
+    def _advance(self) -> None:
+        """Lets the policy change its shapes, if now is the time."""
+        frames = self._chunks_made * self.model.rollout.frames_per_chunk
+        self._rollout, rollout = self._rollout.advance(
+            self.model.params, self._state.rollout, frames
+        )
+        self._state = SessionState(rollout, self._state.codec)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from vidcache_jax.cache.policy import CachePolicy
-from vidcache_jax.cache.state import CacheSpec
+from vidcache_jax.cache.policy import CachePolicy, StackedPolicy
+from vidcache_jax.cache.state import CacheSpec, StackedCache
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models import wan_dit
 from vidcache_jax.testing.hlo import cache_sized_copies
@@ -37,13 +37,20 @@ def check_in_place(
     require(not copies, "C6", "the commit pass copies a whole cache buffer: " + "; ".join(copies))
 
 
-def compile_commit(policy: CachePolicy, config: WanConfig, spec: CacheSpec):
-    """The model's commit pass with a donated cache, compiled; and the leaves of that cache."""
-    cache = policy.init_layers(spec, config.num_layers)
+def compile_commit(
+    policy: StackedPolicy, config: WanConfig, spec: CacheSpec, cache: StackedCache = None
+):
+    """The model's commit pass with a donated cache, compiled; and the leaves of that cache.
+
+    ``cache`` is an empty one unless given.
+    """
+    if cache is None:
+        assert isinstance(policy, CachePolicy)
+        cache = policy.init_layers(spec, config.num_layers)
     leaves, treedef = jax.tree.leaves(cache), jax.tree.structure(cache)
 
     def commit(leaves, params, latents, timestep, text_kv, start_frame):
-        cache = wan_dit.commit(
+        cache, _ = wan_dit.commit(
             params, config, policy, latents, timestep, text_kv,
             jax.tree.unflatten(treedef, leaves), start_frame,
         )  # fmt: skip

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
+from vidcache_jax.cache.attend import attend_past_and_self, attend_view
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk
-from vidcache_jax.models import wan_dit
-from vidcache_jax.ops.attention import AttentionPart, attention, merge
-from vidcache_jax.ops.rope import rotate
+from vidcache_jax.ops.attention import AttentionPart
 from vidcache_jax.testing.tolerances import same_bits
 
 Heads = Shaped[np.ndarray, "*mapped 3 L B N T H"]
@@ -68,11 +67,9 @@ class Attended:
     committed: Any
 
     @classmethod
-    def of(cls, before: CacheView, committed: AttentionPart, q, k, v) -> "Attended":
+    def of(cls, before: CacheView, committed: AttentionPart, chunk: Chunk) -> "Attended":
         """In a denoise pass the view is merged with the chunk's own keys, which it lacks."""
-        q, k = rotate(q, before.query_position), rotate(k, before.query_position)
-        part = merge(wan_dit.attend_view(q, before), attention(q, k, v))
-        return cls(part.out, committed.out)
+        return cls(attend_past_and_self(chunk, before).out, committed.out)
 
 
 @jax.tree_util.register_dataclass
@@ -195,7 +192,7 @@ class Trial:
             committed = commit_attention(q, after, garbage)
             attended = (
                 None if garbage is None
-                else Attended.of(_spoil(before, garbage), committed, q, k, v)
+                else Attended.of(_spoil(before, garbage), committed, chunk)
             )  # fmt: skip
             record = ChunkRecord(ViewRecord.of(before), ViewRecord.of(after), attended)
             return jax.tree.leaves(self.policy.evict(updated, chunk, committed)), record
@@ -241,7 +238,7 @@ def quick_jit(function: Callable, **options: Any) -> Callable:
 def commit_attention(q: Any, view: CacheView, garbage: Any = None) -> AttentionPart:
     """What the commit pass attends to; ``garbage`` is written over what the view hides."""
     view = view if garbage is None else _spoil(view, garbage)
-    return wan_dit.attend_view(rotate(q, view.query_position), view)
+    return attend_view(q, view)
 
 
 def _spoil(view: CacheView, garbage) -> CacheView:

@@ -1,0 +1,167 @@
+"""Rollouts on a mesh of eight devices: the numbers of one, and no traffic but the formula's."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.cases import QUICK, case
+from vidcache_jax.cache import POLICIES, CacheSpec, FullCache, SlidingWindow, TetherCache
+from vidcache_jax.config import RolloutConfig
+from vidcache_jax.planning.collectives import collectives
+from vidcache_jax.sampling.rollout import Rollout
+from vidcache_jax.sharding import Layout, axis_letters, make_mesh, parse_mesh
+from vidcache_jax.testing import cache_sized_copies
+
+CASE = case(batch=2, latent_size=(4, 8), num_heads=4, dim=48)
+CONFIG = RolloutConfig(frames_per_chunk=3, denoise_timesteps=(1000, 600, 300))
+TOKENS, CHUNKS, STEPS = 3 * 2 * 4, 4, 3
+# Past warm-up and boundary in four chunks.
+SMALL = {
+    "full": FullCache(12),
+    "sliding-window": SlidingWindow(7, 2),
+    "tethercache": TetherCache(2, 3, 4),
+}
+MESHES = {
+    "data": dict(data=2), "heads": dict(heads=4), "heads-sequence": dict(heads=4, sequence=2),
+    "all": dict(data=2, heads=2, sequence=2),
+}  # fmt: skip
+
+
+def layout(name: str, shard_weights: bool = False) -> Layout:
+    sizes = MESHES[name]
+    count = int(np.prod([*sizes.values()]))
+    return Layout(make_mesh(**sizes, devices=jax.devices()[:count]), shard_weights)
+
+
+@functools.cache
+def run(policy, layout):
+    """(latents of each chunk, leaves of the last cache, HLO of the chunk program)."""
+    rollout = Rollout(CASE.config, CONFIG, policy, layout)
+    params = CASE.params
+    if layout.mesh:
+        params = jax.device_put(params, layout.params(params))
+    state = rollout.init(CASE.batch, CASE.latent_size, jnp.float32)
+    placed = [leaf.sharding for leaf in jax.tree.leaves(state.cache)]
+    treedef = jax.tree.structure(state.cache)
+
+    def step(params, cache, next_frame, *inputs):
+        state = type(before)(jax.tree.unflatten(treedef, cache), next_frame)
+        state, result = rollout.step(params, state, *inputs)
+        return jax.tree.leaves(state.cache), state.next_frame, result.latents
+
+    before, latents = state, []
+    jitted = jax.jit(step, donate_argnums=1, compiler_options=QUICK)
+    inputs = lambda i: (
+        CASE.text_kv, jnp.asarray(CASE.latents(2 * i, CASE.batch, 3)),
+        jnp.asarray(CASE.latents(2 * i + 1, STEPS - 1, CASE.batch, 3)),
+    )  # fmt: skip
+    cache, frame = jax.tree.leaves(state.cache), state.next_frame
+    compiled = jitted.lower(params, cache, frame, *inputs(0)).compile()
+    for i in range(CHUNKS):
+        cache, frame, made = compiled(params, cache, frame, *inputs(i))
+        latents.append(np.asarray(made))
+    for leaf, sharding in zip(cache, placed, strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    return np.stack(latents), [np.asarray(leaf) for leaf in cache], compiled.as_text() or ""
+
+
+def assert_equals_one_device(policy, layout):
+    expected, expected_cache, _ = run(policy, Layout())
+    actual, cache, _ = run(policy, layout)
+    # Sums over heads are taken in another order; measured 1e-6.
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+    for mine, theirs in zip(cache, expected_cache, strict=True):
+        if np.issubdtype(mine.dtype, np.integer):
+            np.testing.assert_array_equal(mine, theirs)
+        else:
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
+
+
+def test_every_policy_is_tried():
+    assert SMALL.keys() == POLICIES.keys()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_over_videos_heads_and_tokens_at_once(name):
+    assert_equals_one_device(SMALL[name], layout("all"))
+
+
+@pytest.mark.parametrize("mesh", ["data", "heads", "heads-sequence"])
+def test_over_each_axis(mesh):
+    assert_equals_one_device(SMALL["sliding-window"], layout(mesh))
+
+
+def test_with_weights_in_parts():
+    divided = layout("all", shard_weights=True)
+    assert_equals_one_device(SMALL["sliding-window"], divided)
+    kernel = jax.device_put(CASE.params, divided.params(CASE.params))["blocks"]["ffn_0"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_traffic_is_what_the_formula_says(name):
+    """Four all-to-alls of the chunk in every layer of a pass; `sequence` gathers k and v."""
+    *_, hlo = run(SMALL[name], layout("all"))
+    layers, passes, width = CASE.config.num_layers, STEPS + 1, CASE.config.dim
+    counted = collections.Counter()
+    for c in collectives(hlo):
+        counted[c.kind, c.nbytes] += c.times
+    video = TOKENS * 4  # float32, one video on a chip
+    exchange = ("all-to-all", video * width // 4)
+    assert counted.pop(exchange) == 4 * layers * passes
+    # v of a head group in every pass, and k twice: the compiler rotates it in parts.
+    gathers = counted.pop(("all-gather", video * width // 2))
+    assert gathers == 3 * layers * passes
+    patch = CASE.config.out_dim * 4
+    assert counted.pop(("all-gather", video * patch)) == STEPS
+    # Reductions of a policy over heads: a few numbers for each frame that is held.
+    for (kind, nbytes), _ in counted.items():
+        assert kind == "all-reduce" and nbytes <= 4 * 12, counted
+
+
+def test_the_cache_stays_where_it_is():
+    rollout = Rollout(CASE.config, CONFIG, SMALL["sliding-window"], layout("all"))
+    cache = rollout.init(CASE.batch, CASE.latent_size, jnp.float32).cache
+    assert cache.k.addressable_shards[0].data.size * 4 == cache.k.size
+    assert cache.frame_index.addressable_shards[0].data.size * 2 == cache.frame_index.size
+    *_, hlo = run(SMALL["sliding-window"], layout("all"))
+    own = jax.ShapeDtypeStruct(cache.k.addressable_shards[0].data.shape, jnp.float32)
+    assert cache_sized_copies(hlo, [own]) == []
+
+
+def test_axes_come_from_the_annotations():
+    spec = CacheSpec(
+        batch=1, num_heads=2, head_dim=4, grid=(1, 2), frames_per_chunk=3, dtype=jnp.float32
+    )
+    window = SlidingWindow(4).init_layers(spec, 2)
+    assert axis_letters(window) == [tuple("LBNSH")] * 2 + [tuple("LBK")]
+    tether = TetherCache(1, 2, 3).init_layers(spec, 2)
+    assert axis_letters(tether)[3:] == [tuple("LBNKH")] * 4
+    with pytest.raises(TypeError, match="holds a dict: .* annotations name their axes"):
+        axis_letters({"k": jnp.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    "batch, heads, tokens, message",
+    [
+        (3, 12, 4680, "3 videos do not divide over data = 2; splits that work: 1, 3"),
+        (2, 9, 4680, "9 attention heads do not divide over heads = 2; .* 1, 3, 9"),
+        (2, 12, 6, "6 tokens of a chunk do not divide over sequence x heads = 4; .* 1, 2, 3, 6"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(batch, heads, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        layout("all").check(batch, heads, tokens)
+
+
+def test_parse_mesh():
+    assert parse_mesh("data=4,heads=2") == {"data": 4, "heads": 2}
+    for bad in ("", "data", "data=0x2", "data=2,data=2", "width=2", "heads=-1"):
+        with pytest.raises(ValueError, match='for example "data=4,heads=2"'):
+            parse_mesh(bad)
+    with pytest.raises(ValueError, match="takes 4 devices, but there are 8"):
+        make_mesh(data=4)
