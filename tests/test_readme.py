@@ -43,7 +43,8 @@ def run(command: str, folder: Path) -> str:
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
     using = {"generate-command", "generate-example", "python-example", "convert-command"}
-    measuring = {"bench-command", "bench-prompts-command", "bench-tether-command"}
+    measuring = {f"bench{name}-command" for name in ("", "-prompts", "-tether", "-heads")}
+    measuring.add("profile-command")
     assert set(blocks()) == {"test-command", "training-command", *using, *measuring}
 
 
@@ -90,12 +91,24 @@ def test_bench_command_runs_in_small(tmp_path):
     [
         ("bench-prompts-command", "--videos 2 --seconds 1 --policies tethercache", "tethercache"),
         ("bench-tether-command", "--grid 1 2 --rounds 1", "released operations"),
+        ("bench-heads-command", "--videos 1 --seconds 3", "head-forcing"),
     ],
 )
 def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
     command = INSTALL.sub("", blocks()[name].strip())
     script = command.replace("scripts/", f"{ROOT}/scripts/")
     assert re.search(rf"│ {row} +│ +[\d.]+%? +│", run(f"{script} {small}", tmp_path))
+
+
+@pytest.mark.slow
+def test_profile_command_runs_in_small(tmp_path):
+    """Both documented lines, on two prompts and few chunks."""
+    profile, generate = blocks()["profile-command"].strip().splitlines()
+    (tmp_path / "prompts.txt").write_text("a red circle bounces\na blue square drifts left\n")
+    run(f"{profile} --prompts prompts.txt --num-chunks 4 --sampled-chunks 1", tmp_path)
+    assert (tmp_path / "heads.png").stat().st_size > 0
+    run(f"{generate} --seconds 1", tmp_path)
+    assert (tmp_path / "video.mp4").stat().st_size > 0
 
 
 @pytest.mark.slow

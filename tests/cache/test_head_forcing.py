@@ -102,7 +102,7 @@ FIELDS = st.fixed_dictionaries({
 ROW = st.tuples(st.sampled_from(ROLES), st.sampled_from(ROLES))
 
 
-@settings(max_examples=5, phases=[Phase.generate])  # each example compiles: no shrinking
+@settings(max_examples=3, phases=[Phase.generate])  # each example compiles: no shrinking
 @given(
     roles=st.tuples(ROW, ROW), fields=FIELDS, chunk=st.sampled_from([1, 3, 4]),
     seed=st.integers(0, 2**16),
@@ -140,14 +140,6 @@ def test_memory_for_everything_is_full_attention():
     for theirs, own in zip(full.run(history)[1], ours.run(history)[1], strict=True):
         assert_close(own.attended.denoised, theirs.attended.denoised)
         assert_close(own.attended.committed, theirs.attended.committed)
-
-
-def test_a_fast_window_over_everything_is_full_attention():
-    policy = HeadForcing(HeadRoles.uniform("memory", 1, 2), fast_size=12, admission="never")
-    full, ours = Trial(FullCache(12), spec_of(policy)), Trial(policy, spec_of(policy))
-    history = full.random_history(0, 4)
-    for theirs, own in zip(full.run(history)[1], ours.run(history)[1], strict=True):
-        assert_close(own.attended.denoised, theirs.attended.denoised)
 
 
 @pytest.mark.parametrize(
