@@ -48,7 +48,7 @@ class Args:
 def main(args: Args) -> None:
     table = Table("what", "policy", "measured", title=_machine())
     for name in args.policies:
-        for what, measured in measure_chunks(policy_for(name)):
+        for what, measured in measure_chunks(name):
             table.add_row(what, name, measured)
     if args.runs:
         for what, measured in measure_runs():
@@ -56,13 +56,15 @@ def main(args: Args) -> None:
     Console(width=110).print(table)
 
 
-def policy_for(name: str) -> vj.CachePolicy:
+def policy_for(name: str, model: vj.VideoModel) -> vj.CachePolicy:
     """The policy's defaults, with room for the run where a policy needs it."""
     num_frames = (LATE + AROUND) * vj.RolloutConfig().frames_per_chunk
+    if name == "head-forcing":
+        return vj.HeadForcing(model.head_roles)
     return vj.FullCache(capacity=num_frames) if name == "full" else vj.POLICIES[name]()
 
 
-def measure_chunks(policy: vj.CachePolicy) -> list[tuple[str, str]]:
+def measure_chunks(name: str) -> list[tuple[str, str]]:
     """Compilations, chunk times and copies of a run of `LATE + AROUND` chunks."""
     compiled: list[float] = []
 
@@ -72,7 +74,7 @@ def measure_chunks(policy: vj.CachePolicy) -> list[tuple[str, str]]:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     model = vj.load_model("tiny")
-    session = vj.Session(model, policy, prompt=PROMPT)
+    session = vj.Session(model, policy_for(name, model), prompt=PROMPT)
     num_chunks = LATE + AROUND
     seconds = num_chunks * model.rollout.frames_per_chunk / model.frames_per_second
     times, after_first, start = [], 0, time.perf_counter()

@@ -32,7 +32,9 @@ WINDOW = 21
 class Args:
     """What to measure."""
 
-    policies: tuple[str, ...] = ("sliding-window", "window-and-sink", "tethercache")
+    policies: tuple[str, ...] = (
+        "sliding-window", "window-and-sink", "tethercache", "head-forcing"
+    )  # fmt: skip
     """`window-and-sink` is the sliding window with a sink of three frames."""
     seconds: float = 20.0
     videos: int = 32
@@ -48,14 +50,16 @@ def main(args: Args) -> None:
     )  # fmt: skip
     for name in args.policies:
         scores = np.array([
-            score(model, policy_of(name), *told, args) for told in prompts()[: args.videos]
+            score(model, policy_of(name, model), *told, args) for told in prompts()[: args.videos]
         ])  # fmt: skip
         table.add_row(name, *(f"{share:.0%}" for share in np.nanmean(scores, axis=0)))
     Console(width=100).print(table)
 
 
-def policy_of(name: str) -> vj.CachePolicy:
-    """Budgets of 21 latent frames."""
+def policy_of(name: str, model: vj.VideoModel) -> vj.CachePolicy:
+    """Budgets of 21 latent frames, but for Head Forcing's 4, 7 and 11 by role."""
+    if name == "head-forcing":
+        return vj.HeadForcing(model.head_roles)
     if name == "sliding-window":
         return vj.SlidingWindow(WINDOW)
     return vj.SlidingWindow(WINDOW, 3) if name == "window-and-sink" else vj.POLICIES[name]()

@@ -14,8 +14,10 @@ from PIL import Image
 
 from checkpoints_convert.__main__ import main as convert
 from tests import pipelines
-from vidcache_jax.cache import POLICIES
+from vidcache_jax.cache import POLICIES, HeadRoles
 from vidcache_jax.cli import main
+from vidcache_jax.loading import load_model
+from vidcache_jax.models.fingerprint import fingerprint
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,9 @@ def restore_compilation_cache():
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("compiled"))
+
+
+PACKAGE_TOML = Path(__file__).parents[1] / "pyproject.toml"
 
 
 def run(tmp_path: Path, compiled: str, *options: str) -> int:
@@ -91,6 +96,9 @@ def test_hyper_parameters_are_options(tmp_path, compiled):
         (["--out", "/nonexistent/video.mp4"], ["no directory"]),
         (["--out", "/dev"], ["directory"]),
         (["--out", "video.gif"], [".mp4"]),
+        (["--policy", "head-forcing", "--roles", "/none.json"], ["No such file", "/none.json"]),
+        (["--policy", "head-forcing", "--roles", str(PACKAGE_TOML)], ["holds no role table"]),
+        (["--policy", "head-forcing", "--episodic-size", "1"], ["episodic_size=1", "at least 2"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )  # fmt: skip
@@ -137,6 +145,54 @@ def test_a_pipeline_of_pytorch_makes_a_video(tmp_path, compiled, capsys):
     # The image fills the first chunk of 5, the next has 6; enlarged to 256 rows.
     assert [frame.shape for frame in frames] == [(256, 384, 3)] * 11
     assert len(list((tmp_path / "embeddings").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        (HeadRoles.uniform("memory", 6, 4), None),
+        (HeadRoles.uniform("memory", 6, 4, "0123"), "fingerprint 0123"),
+        (HeadRoles.uniform("memory", 6, 2), "2 heads a layer, the model 4"),
+        (HeadRoles.uniform("memory", 5, 4), "5 layers, the model 6"),
+    ],
+)
+def test_roles_come_from_a_file_and_must_fit_the_model(tmp_path, compiled, capsys, roles, message):
+    roles.save(tmp_path / "roles.json", {})
+    options = ("--policy", "head-forcing", "--roles", str(tmp_path / "roles.json"))
+    assert run(tmp_path, compiled, *options, "--seconds", "0.3") == (2 if message else 0)
+    if message:
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_built_in_models_roles_are_its_own():
+    model = load_model("tiny")
+    assert model.head_roles is not None
+    assert model.head_roles.shape == (model.config.num_layers, model.config.num_heads)
+    model.head_roles.check_model(fingerprint(model.params))
+    assert len(set(model.example_prompts)) == 20
+    for prompt in model.example_prompts:
+        model.embed_text(prompt)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-chunks", "4"], "num_chunks=4 leaves fewer than 3 chunks"),
+        (["--prompts", "/none.txt"], "/none.txt"),
+        (["--prompts", os.devnull], "no prompts"),
+        (["--out", "/nonexistent/roles.json"], "no directory"),
+        (["--window-size", "3"], "too few for a chunk of 3"),
+        (["--model", "huge"], "'huge'"),
+    ],
+)
+def test_bad_input_to_profile_heads(tmp_path, monkeypatch, compiled, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(["profile-heads", *options, "--compilation-cache", compiled])
+    except SystemExit as exit_:
+        status = exit_.code
+    assert status == 2 and not list(tmp_path.iterdir())
+    assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 
 def test_unknown_command_and_help(capsys):

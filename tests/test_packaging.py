@@ -27,17 +27,16 @@ LAYERS = (
     {"pipeline"},
     {"loading"},
     {"sampling"},
+    {"profiling"},
     {"testing", "planning"},
     {""},
     {"commands"},
     {"cli"},
     {"__main__"},
 )
-# Nothing imports "testing" (it needs the test extra), and sampling knows no model by name.
-HIDDEN = {
-    "sampling": {"tiny", "pipeline", "loading"},
-    "testing": {"tiny", "pipeline", "loading"},
-}
+# Nothing imports "testing" (it needs the test extra), and these parts know no model by name.
+MODELS_BY_NAME = {"tiny", "pipeline", "loading"}
+HIDDEN = {part: MODELS_BY_NAME for part in ("sampling", "profiling", "testing", "planning")}
 MAY_IMPORT = {
     part: set().union(*LAYERS[:row]) - HIDDEN.get(part, set()) - {"testing"}
     for row, parts in enumerate(LAYERS)

@@ -45,9 +45,9 @@ def run(command: str, folder: Path) -> str:
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
     using = {"generate-command", "generate-example", "python-example", "pipeline-command",
-             "convert-command"}  # fmt: skip
-    measuring = {"bench-command", "bench-prompts-command", "bench-tether-command",
-                 "bench-wan-command", "bench-ispa-command", "study-ispa-command"}  # fmt: skip
+             "convert-command", "profile-command"}  # fmt: skip
+    parts = ("", "-prompts", "-tether", "-heads", "-ispa", "-wan")
+    measuring = {f"bench{part}-command" for part in parts} | {"study-ispa-command"}
     assert set(blocks()) == {"test-command", "training-command", *using, *measuring}
 
 
@@ -96,6 +96,7 @@ def test_bench_command_runs_in_small(tmp_path):
         ("bench-tether-command", "--grid 1 2 --rounds 1", "released operations"),
         ("bench-wan-command", "--grid 4 4 --rounds 1 --layers 0", "pass, small DiT +│ float32"),
         ("bench-ispa-command", "--no-computed --width 32", "the transition"),
+        ("bench-heads-command", "--videos 1 --seconds 3", "head-forcing"),
     ],
 )
 def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
@@ -111,6 +112,17 @@ def test_study_command_runs_in_small(tmp_path):
     printed = run(f"{command} {small}", tmp_path)
     for variant in ("ISPA", "no absorption", "no history"):
         assert re.search(rf"│ 3 +│ 0.5 +│ {variant} +│ \d\.\d{{3}} │", printed), printed
+
+
+@pytest.mark.slow
+def test_profile_command_runs_in_small(tmp_path):
+    """Both documented lines, on two prompts and few chunks."""
+    profile, generate = blocks()["profile-command"].strip().splitlines()
+    (tmp_path / "prompts.txt").write_text("a red circle bounces\na blue square drifts left\n")
+    run(f"{profile} --prompts prompts.txt --num-chunks 4 --sampled-chunks 1", tmp_path)
+    assert (tmp_path / "heads.png").stat().st_size > 0
+    run(f"{generate} --seconds 1", tmp_path)
+    assert (tmp_path / "video.mp4").stat().st_size > 0
 
 
 @pytest.mark.slow

@@ -2,12 +2,12 @@
 
 import sys
 
-from vidcache_jax.commands import generate, plan
+from vidcache_jax.commands import generate, plan, profile_heads
 
-COMMANDS = {"generate": generate, "plan": plan}
+COMMANDS = {"generate": generate, "plan": plan, "profile-heads": profile_heads}
 
 USAGE = "usage: vidcache COMMAND [options]\n\ncommands:\n" + "\n".join(
-    f"  {name:10}{(module.__doc__ or '').splitlines()[0]}" for name, module in COMMANDS.items()
+    f"  {name:15}{(module.__doc__ or '').splitlines()[0]}" for name, module in COMMANDS.items()
 )
 
 

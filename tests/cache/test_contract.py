@@ -2,7 +2,15 @@ import pytest
 
 from tests.cache.broken_policies import BROKEN, Window
 from tests.cache.sound_policies import TokenSets
-from vidcache_jax.cache import ISPA, POLICIES, FullCache, SlidingWindow, TetherCache
+from vidcache_jax.cache import (
+    ISPA,
+    POLICIES,
+    FullCache,
+    HeadForcing,
+    HeadRoles,
+    SlidingWindow,
+    TetherCache,
+)
 from vidcache_jax.testing import check_policy
 
 CONTRACT = {
@@ -15,9 +23,14 @@ CONTRACT = {
         (TetherCache(2, 3, 4), (3, 1, 4)),
         (TetherCache(0, 2, 4, tau=1.0, alpha=2.0), (3, 1)),
     ],
+    "head-forcing": [
+        (HeadForcing(HeadRoles((("local", "memory"), ("memory", "anchor"))), 3), (3, 1, 4)),
+    ],
     "ispa": [(ISPA(SlidingWindow(7, 2), warmup_frames=12), (3, 1, 4))],
 }
 """Policy and the chunk sizes it must serve, for every name in `POLICIES`."""
+# Their merged frames hold tokens of one place from several frames.
+PACKING = {"head-forcing"}
 
 
 def test_every_policy_is_under_contract():
@@ -26,9 +39,14 @@ def test_every_policy_is_under_contract():
         assert all(type(policy) is POLICIES[name] for policy, _ in cases)
 
 
-@pytest.mark.parametrize("policy, chunk_sizes", [case for row in CONTRACT.values() for case in row])
-def test_policy_keeps_the_contract(policy, chunk_sizes):
-    assert set(chunk_sizes) <= set(check_policy(policy, chunk_sizes=chunk_sizes, examples=3))
+@pytest.mark.parametrize(
+    "name, policy, chunk_sizes", [(name, *case) for name, row in CONTRACT.items() for case in row]
+)
+def test_policy_keeps_the_contract(name, policy, chunk_sizes):
+    tested = check_policy(
+        policy, chunk_sizes=chunk_sizes, distinct_positions=name not in PACKING, examples=3
+    )
+    assert set(chunk_sizes) <= set(tested)
 
 
 def test_the_contract_admits_sets_of_tokens_per_head_that_are_merged_and_chosen_over_layers():

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from vidcache_jax.cache.full import FullCache as FullCache
+from vidcache_jax.cache.head_forcing import HeadForcing as HeadForcing
+from vidcache_jax.cache.head_roles import HeadRoles as HeadRoles
 from vidcache_jax.cache.ispa import ISPA as ISPA
 from vidcache_jax.cache.policy import CachePolicy as CachePolicy
 from vidcache_jax.cache.sliding_window import SlidingWindow as SlidingWindow
@@ -16,5 +18,6 @@ POLICIES: Mapping[str, type[CachePolicy]] = {
     "full": FullCache,
     "sliding-window": SlidingWindow,
     "tethercache": TetherCache,
+    "head-forcing": HeadForcing,
     "ispa": ISPA,
 }

@@ -111,7 +111,7 @@ class AbsorbedISPA(StackedPolicy):
     ) -> Float[Array, ""]:
         windows = jax.vmap(lambda layer: self.window.read(layer, start_frame, num_frames).visible)
         visible = windows(cache.windows).astype(jnp.float32)
-        sinks = cache.sinks.frame_index.size * cache.sinks.grid[0] * cache.sinks.grid[1]
+        sinks = cache.sinks.frame_index.size
         return (jnp.sum(visible) + sinks) / (visible.size + sinks)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vidcache_jax.array_typing import FrameNumber
-from vidcache_jax.cache import absorption, slots
+from vidcache_jax.cache import absorption
 from vidcache_jax.cache.absorbed import AbsorbedCache, AbsorbedISPA, split_layers
 from vidcache_jax.cache.absorption import Ridge, StreamStatistics
 from vidcache_jax.cache.attend import attend_past_and_self, attend_view
@@ -149,9 +149,8 @@ class ISPA(CachePolicy):
     def attend(
         self, cache: SlotCache, layer: LayerIndex, chunk: Chunk, num_frames: int
     ) -> Attended:
-        own = take_layer(cache, layer)
-        view = self.read(own, chunk.start_frame, num_frames)
-        return self._attend(own, view, chunk, self.passes != "context")
+        view = self.read(take_layer(cache, layer), chunk.start_frame, num_frames)
+        return self._attend(view, chunk, self.passes != "context")
 
     def update(
         self, cache: SlotCache, layer: LayerIndex, chunk: Chunk, num_frames: int
@@ -160,23 +159,19 @@ class ISPA(CachePolicy):
         view = self.read(updated, chunk.start_frame, num_frames)
         # The view of the old cache, in effect: the parts are the same in every pass. Read from the
         # new one, or XLA would copy the cache to have both.
-        is_past = slots.token_mask(
-            updated.frame_index < chunk.start_frame, updated.grid[0] * updated.grid[1]
-        )
-        view = dataclasses.replace(view, visible=view.visible & is_past)
-        attended = self._attend(updated, view, chunk, self.passes != "denoise")
+        is_past = updated.frame_index < chunk.start_frame
+        view = dataclasses.replace(view, visible=view.visible & is_past[:, None])
+        attended = self._attend(view, chunk, self.passes != "denoise")
         return attended, put_layer(cache, layer, updated)
 
-    def _attend(
-        self, cache: SlotCache, view: CacheView, chunk: Chunk, is_observed: bool
-    ) -> Attended:
+    def _attend(self, view: CacheView, chunk: Chunk, is_observed: bool) -> Attended:
         """Attention over past and chunk, in two parts, which costs no more than in one."""
         if not is_observed:
             return Attended(attend_past_and_self(chunk, view).out)
         # While there is warm-up, the first frames lie in the first slots of a sliding window.
-        tokens = self.sink_frames * cache.grid[0] * cache.grid[1]
-        local = attend_past_and_self(chunk, view.part(slice(None, tokens)))
-        full = merge(local, attend_view(chunk.q, view.part(slice(tokens, None))))
+        sink, history = view.split(self.sink_frames)
+        local = attend_past_and_self(chunk, sink)
+        full = merge(local, attend_view(chunk.q, history))
         # As the output projection takes them in.
         return Attended(full.out.astype(chunk.q.dtype), local.out.astype(chunk.q.dtype))
 

@@ -85,13 +85,19 @@ class CacheView:
     def visible_tokens(self) -> Bool[Array, "*stack B G S"]:
         return jnp.repeat(self.visible, self.k.shape[-2] // self.visible.shape[-1], axis=-1)
 
-    def part(self, tokens: slice) -> "CacheView":
-        """The view of some of the S cached tokens."""
+    def split(self, runs: int) -> tuple["CacheView", "CacheView"]:
+        """The views of the first runs and of the others."""
+        tokens = runs * (self.k.shape[-2] // self.visible.shape[-1])
+        return self._part(slice(runs), slice(tokens)), self._part(
+            slice(runs, None), slice(tokens, None)
+        )
+
+    def _part(self, runs: slice, tokens: slice) -> "CacheView":
         return CacheView(
             k=self.k[..., tokens, :],
             v=self.v[..., tokens, :],
             position=self.position[..., tokens, :],
-            visible=self.visible_tokens[..., tokens],
+            visible=self.visible[..., runs],
             query_position=self.query_position,
         )
 
@@ -103,6 +109,8 @@ class Attended(NamedTuple):
     """Goes on to the output projection."""
     local: Heads | None = None
     """What they would have taken up without history, from policies that look at both."""
+    note: Any = None
+    """Anything else that the policy wants to `observe`."""
 
 
 @jax.tree_util.register_dataclass

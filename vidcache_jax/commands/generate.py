@@ -12,7 +12,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from vidcache_jax import __version__
 from vidcache_jax.cache import CachePolicy
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
-from vidcache_jax.commands.policy_option import fitted, take_policy_name, with_policy_options
+from vidcache_jax.commands.policy_option import (
+    FILE_OPTIONS,
+    fitted,
+    take_policy_name,
+    with_policy_options,
+)
 from vidcache_jax.loading import load_model
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.contact_sheet import ContactSheet
@@ -99,7 +104,7 @@ def main(argv: list[str]) -> int:
     try:
         policy_name, rest = take_policy_name(argv)
         args_type = with_policy_options(GenerateArgs, policy_name)
-        args = tyro.cli(args_type, args=rest, prog="vidcache generate")
+        args = tyro.cli(args_type, args=rest, prog="vidcache generate", registry=FILE_OPTIONS)
         is_complete = generate(args, args.policy, rest, console)
     except (ValueError, OSError) as error:
         message = "\n".join([str(error), *getattr(error, "__notes__", [])])
@@ -121,7 +126,7 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
     begun = 0 if prefix is None else len(prefix_chunks(prefix, model))
     num_chunks = chunks_for(args.seconds, model, begun)
     num_latents = (begun + num_chunks) * model.rollout.frames_per_chunk
-    policy = fitted(policy, given, num_latents)
+    policy = fitted(policy, given, num_latents, model)
     session = Session(model, policy, prompt=args.prompt, seed=args.seed, prefix=prefix)
     chunks = session.generate(args.seconds)
     chunk_ends, is_complete, written = [time.perf_counter()], True, []

@@ -5,7 +5,16 @@ from typing import Any
 
 import tyro
 
-from vidcache_jax.cache import POLICIES, CachePolicy, FullCache, SlidingWindow
+from vidcache_jax.cache import (
+    POLICIES,
+    CachePolicy,
+    FullCache,
+    HeadForcing,
+    HeadRoles,
+    SlidingWindow,
+)
+from vidcache_jax.models.fingerprint import fingerprint
+from vidcache_jax.models.video_model import VideoModel
 
 DEFAULT_POLICY = "sliding-window"
 
@@ -45,8 +54,37 @@ def with_policy_options(args_type: type, name: str) -> type:
     )
 
 
-def fitted(policy: CachePolicy, given: list[str], num_frames: int) -> CachePolicy:
-    """A full cache whose capacity was not stated gets the capacity that the video needs."""
+FILE_OPTIONS = tyro.constructors.ConstructorRegistry()
+"""Fields of policies that are read from a file: ``--roles FILE``."""
+
+
+@FILE_OPTIONS.primitive_rule
+def _roles_from_file(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    if info.type != HeadRoles | None:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE",
+        instance_from_str=lambda paths: HeadRoles.load(paths[0]),
+        is_instance=lambda value: value is None or isinstance(value, HeadRoles),
+        str_from_instance=lambda _: ["of the model"],
+    )
+
+
+def fitted(
+    policy: CachePolicy, given: list[str], num_frames: int, model: VideoModel
+) -> CachePolicy:
+    """Fills in what was not stated: a full cache's capacity, the roles of the model's heads.
+
+    Raises:
+      ValueError: a role table was made for another model.
+    """
     if isinstance(policy, FullCache) and not any(a.startswith("--capacity") for a in given):
         return FullCache(capacity=num_frames)
+    if isinstance(policy, HeadForcing):
+        policy = dataclasses.replace(policy, roles=policy.roles or model.head_roles)
+        if policy.roles is not None:
+            policy.roles.check_model(fingerprint(model.params))
     return policy

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import Params
+from vidcache_jax.cache import HeadRoles
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models.codec import Codec
 
@@ -23,6 +24,8 @@ class VideoModel:
       embed_text: prompt -> text encoder output; raises ValueError for a prompt it cannot read.
       latent_size: (Y, X) of the latents the model was trained on.
       frames_per_second: pixel frames a second of video.
+      head_roles: of the DiT's attention heads, if they were profiled (`vidcache profile-heads`).
+      example_prompts: that `embed_text` can read.
     """
 
     name: str
@@ -34,6 +37,8 @@ class VideoModel:
     embed_text: Callable[[str], Float[Array, "Tt text_dim"]]
     latent_size: tuple[int, int]
     frames_per_second: float
+    head_roles: HeadRoles | None = None
+    example_prompts: tuple[str, ...] = ()
 
     @property
     def frame_size(self) -> tuple[int, int]:

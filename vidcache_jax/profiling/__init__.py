@@ -1,0 +1,1 @@
+"""Which heads of a model look where: measured over rollouts, classified, drawn."""
