@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from vidcache_jax.cache import POLICIES as POLICIES
 from vidcache_jax.cache import CachePolicy as CachePolicy
 from vidcache_jax.cache import FullCache as FullCache
+from vidcache_jax.cache import FutureForcing as FutureForcing
 from vidcache_jax.cache import SlidingWindow as SlidingWindow
 from vidcache_jax.cache import TetherCache as TetherCache
 from vidcache_jax.config import RolloutConfig as RolloutConfig

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from vidcache_jax.cache.full import FullCache as FullCache
+from vidcache_jax.cache.future_forcing import FutureForcing as FutureForcing
 from vidcache_jax.cache.policy import CachePolicy as CachePolicy
 from vidcache_jax.cache.sliding_window import SlidingWindow as SlidingWindow
 from vidcache_jax.cache.state import CacheSpec as CacheSpec
@@ -15,4 +16,5 @@ POLICIES: Mapping[str, type[CachePolicy]] = {
     "full": FullCache,
     "sliding-window": SlidingWindow,
     "tethercache": TetherCache,
+    "future-forcing": FutureForcing,
 }
