@@ -16,8 +16,7 @@ CONTRACT = {
         (TetherCache(0, 2, 4, tau=1.0, alpha=2.0), (3, 1)),
     ],
     "future-forcing": [
-        (FutureForcing(7, tau=0.5, proxy_token_stride=1), (3, 1, 4)),
-        (FutureForcing(5, query_frames=5, head_mode="shared", rope_remap="frame_rank"), (3, 1)),
+        (FutureForcing(7, delta_max=2, query_frames=5, tau=0.5, proxy_token_stride=2), (3, 1, 4)),
     ],
 }
 """Policy and the chunk sizes it must serve, for every name in `POLICIES`."""

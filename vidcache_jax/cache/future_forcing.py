@@ -146,12 +146,12 @@ class FutureForcing(CachePolicy):
                 f"{spec.frames_per_chunk}: lower them or raise it"
             )
         tokens = token_slots.empty_tokens(spec, self.budget_frames)
-        older = self.query_frames - spec.frames_per_chunk
         proxies = -(-spec.tokens_per_frame // self.proxy_token_stride)
+        needs_ring = self.query_frames > spec.frames_per_chunk
         return FutureState(
             tokens=tokens,
             history=jnp.zeros(tokens.frame.shape, jnp.float32),
-            recent=empty_queries(spec, older, proxies) if older > 0 else None,
+            recent=empty_queries(spec, self.query_frames, proxies) if needs_ring else None,
         )
 
     def read(self, cache: FutureState, start_frame: FrameNumber, num_frames: int) -> CacheView:
@@ -176,7 +176,12 @@ class FutureForcing(CachePolicy):
         frame = jnp.asarray(chunk.start_frame, jnp.int32) + jnp.arange(num_frames, dtype=jnp.int32)
         own = self._own_positions(tokens, chunk.start_frame, num_frames)
         written = token_slots.write_frames(tokens, chunk.k, chunk.v, frame, own)
-        return dataclasses.replace(cache, tokens=written)
+        recent = cache.recent
+        if recent is not None:
+            # Here and not in `evict`: what has been written may be read, in place; the other way
+            # round XLA copies the ring.
+            recent = remember(recent, self._frame_queries(cache, chunk), chunk.start_frame)
+        return dataclasses.replace(cache, tokens=written, recent=recent)
 
     def evict(self, cache: FutureState, chunk: Chunk, attended: AttentionPart) -> FutureState:
         tokens = cache.tokens
@@ -194,7 +199,7 @@ class FutureForcing(CachePolicy):
         return FutureState(
             tokens=token_eviction.retained(tokens, kept, self.rope_remap),
             history=jnp.where(stays, merit.history, 0.0),
-            recent=remember(cache.recent, self._frame_queries(cache, chunk), chunk.start_frame),
+            recent=cache.recent,
         )
 
     def merit(self, cache: FutureState, chunk: Chunk, attended: AttentionPart) -> Merit:
@@ -205,7 +210,11 @@ class FutureForcing(CachePolicy):
             chunk.q, view.query_position, view.k, view.position, view.visible, attended
         )
         history = cache.history + received.weight
-        query = canonical_query(cache.recent, self._frame_queries(cache, chunk), self.query_frames)
+        if cache.recent is None:
+            own = self._frame_queries(cache, chunk)[:, :, -self.query_frames :]
+            query = jnp.mean(own.astype(jnp.float32), axis=2).astype(own.dtype)
+        else:
+            query = canonical_query(cache.recent)
         last = view.query_position[:, :, -cache.tokens.tokens_per_frame :]
         future = future_attention(
             query, last[:, :, :: self.proxy_token_stride], view, self.delta_max

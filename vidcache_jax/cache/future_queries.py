@@ -9,6 +9,7 @@ rotated ones do (`scripts/query_stability.py`).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,10 @@ FrameQueries = Float[Array, "B N F Q H"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RecentQueries:
-    """A ring of the last R frames before the chunk."""
+    """A ring of the last w frames, those of the committed chunk among them."""
 
-    q: Float[Array, "*stack B N R Q H"]
-    frame: Int[Array, "*stack B R"]
+    q: Float[Array, "*stack B N w Q H"]
+    frame: Int[Array, "*stack B w"]
     """Frame number of each entry, -1 = empty."""
 
 
@@ -40,39 +41,28 @@ def empty_queries(spec: CacheSpec, num_frames: int, num_tokens: int) -> RecentQu
     )
 
 
-def canonical_query(
-    recent: RecentQueries | None, own: FrameQueries, num_frames: int
-) -> Float[Array, "B N Q H"]:
-    """Mean over the last ``num_frames`` frames, or over all there are while they are fewer.
-
-    Args:
-      recent: the ``num_frames - F`` frames before the chunk; None if its F frames are enough.
-    """
-    latest = own[:, :, -num_frames:].astype(jnp.float32)
-    total, count = jnp.sum(latest, axis=2), jnp.full((), latest.shape[2], jnp.float32)
-    if recent is None:
-        return (total / count).astype(own.dtype)
-    held = recent.frame >= 0
-    past = jnp.where(held[:, None, :, None, None], recent.q.astype(jnp.float32), 0.0)
-    count = count + jnp.sum(held, axis=-1).astype(jnp.float32)
-    return ((total + jnp.sum(past, axis=2)) / count[:, None, None, None]).astype(own.dtype)
-
-
-def remember(
-    recent: RecentQueries | None, own: FrameQueries, start_frame: FrameNumber
-) -> RecentQueries | None:
-    """The chunk's last frames take their turns in the ring."""
-    if recent is None:
-        return None
-    num_frames, size = own.shape[2], recent.frame.shape[1]
+def remember(recent: RecentQueries, own: FrameQueries, start_frame: FrameNumber) -> RecentQueries:
+    """The chunk's frames take their turns in the ring, which is longer than a chunk."""
     q, frame = recent.q, recent.frame
-    for i in range(max(num_frames - size, 0), num_frames):
+    for i in range(own.shape[2]):
         number = jnp.asarray(start_frame, jnp.int32) + i
-        q = q.at[:, :, number % size].set(own[:, :, i].astype(q.dtype))
-        frame = frame.at[:, number % size].set(number)
+        slot = number % frame.shape[1]
+        latest = own[:, :, i : i + 1].astype(q.dtype)
+        q = jax.lax.dynamic_update_slice_in_dim(q, latest, slot, axis=2)
+        numbers = jnp.broadcast_to(number, (frame.shape[0], 1))
+        frame = jax.lax.dynamic_update_slice_in_dim(frame, numbers, slot, axis=1)
     return RecentQueries(q, frame)
 
 
+def canonical_query(recent: RecentQueries) -> Float[Array, "B N Q H"]:
+    """Mean over the frames of the ring, or over all there are while they are fewer."""
+    held = recent.frame >= 0
+    queries = jnp.where(held[:, None, :, None, None], recent.q.astype(jnp.float32), 0.0)
+    count = jnp.sum(held, axis=-1).astype(jnp.float32)
+    return (jnp.sum(queries, axis=2) / count[:, None, None, None]).astype(recent.q.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="delta_max")
 def future_attention(
     query: Float[Array, "B N Q H"], last_position: Positions, view: CacheView, delta_max: int
 ) -> ColumnMeans:
@@ -89,5 +79,6 @@ def future_attention(
         position = last_position + frames[None, None, None]
         return column_means(query, position, view.k, view.position, view.visible)
 
-    # One after the other: each needs the memory of one.
+    # One after the other, in the memory of one. Jitted above, because a loop outside of jit is
+    # compiled at every call.
     return jax.lax.map(ahead, jnp.arange(1, delta_max + 1, dtype=jnp.int32))

@@ -1,5 +1,7 @@
 """The definition of routing and merging (Future Forcing, arXiv 2605.30083, Eq. 3)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -7,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vidcache_jax.ops.blocks import block_size
 
 
+@functools.partial(jax.jit, static_argnames=("most_evicted", "most_retained"))
 def route(
     evicted: Float[Array, "delta B N E"],
     retained: Float[Array, "delta B N R"],
@@ -54,6 +57,7 @@ def _unit(profile: Float[Array, "delta B N X"]) -> Float[Array, "delta B N X"]:
     return jnp.where(norm > 0, profile / norm, 0.0)
 
 
+@functools.partial(jax.jit, static_argnames="most_channels")
 def merge_values(
     v: Float[Array, "B N S H"],
     weight: Float[Array, "delta B N S"],

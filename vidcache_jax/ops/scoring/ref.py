@@ -11,6 +11,7 @@ All heads go together and blocks are of queries and keys, so that heads may be s
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class ColumnMeans:
     logit: Float[Array, "*stack B N S"]
 
 
+@functools.partial(jax.jit, static_argnames=("most_queries", "most_keys"))
 def column_means(
     q: Float[Array, "B N T H"],
     q_position: Int[Array, "B G T 3"],
