@@ -43,7 +43,8 @@ def run(command: str, folder: Path) -> str:
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
     using = {"generate-command", "generate-example", "python-example", "convert-command"}
-    measuring = {"bench-command", "bench-prompts-command", "bench-tether-command"}
+    measuring = {"bench-command", "bench-prompts-command", "bench-tether-command",
+                 "future-command"}  # fmt: skip
     assert set(blocks()) == {"test-command", "training-command", *using, *measuring}
 
 
@@ -96,6 +97,23 @@ def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
     command = INSTALL.sub("", blocks()[name].strip())
     script = command.replace("scripts/", f"{ROOT}/scripts/")
     assert re.search(rf"│ {row} +│ +[\d.]+%? +│", run(f"{script} {small}", tmp_path))
+
+
+@pytest.mark.slow
+def test_future_commands_run_in_small(tmp_path):
+    stability, quality, cost = blocks()["future-command"].strip().splitlines()
+    script = lambda command: command.replace("scripts/", f"{ROOT}/scripts/")
+    printed = run(f"{script(stability)} --chunks 3 --pairs 20", tmp_path)
+    assert re.search(r"│ all +│ [\d.]+, [\d.]+ +│", printed), printed
+    assert (tmp_path / "stability.png").stat().st_size > 0
+    printed = run(
+        f"{script(quality)} --chunks 8 --first 5 --budget 6 --prompts 'a red circle bounces'",
+        tmp_path,
+    )
+    # Stride 1 agrees with itself.
+    assert re.search(r"│ 1 +│ 16 +│ [\d.]+, \d+% +│ 1.000, 100% +│", printed), printed
+    printed = run(f"{script(cost)} --latent-size 12 8 --budget 6 --strides 2", tmp_path)
+    assert re.search(r"│ evict, stride 2 │ +[\d.]+ │", printed), printed
 
 
 @pytest.mark.slow

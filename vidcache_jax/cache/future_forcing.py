@@ -85,9 +85,10 @@ class FutureForcing(CachePolicy):
       protect_recent_frames: latest frames that are not evicted; 0 as in the paper.
       history_norm: ``"age"`` divides a token's history by the chunks since it came, its own
         included; ``"t"``, Eq. 2 to the letter, by all chunks so far, to every new token's loss.
-      proxy_token_stride: takes every so many tokens of the canonical query as proxies; 1 is the
-        paper's method, whose two passes are a third of a chunk's work at 1,560 tokens a frame.
-        They share their weight: means stay means.
+      proxy_token_stride: takes every so many tokens of the canonical query, row by row, as proxies.
+        1 is the paper's method, whose two passes are a quarter of a chunk's work at 1,560 tokens
+        a frame; the work falls with the stride, and so does what proxies know, by how few are
+        left (`scripts/proxy_quality.py`).
       rope_remap: frame positions after an eviction. ``"slot"``: tokens in (frame, token) order
         fill pseudo-frames of N; ``"frame_rank"``: every frame of which something is left counts
         one, which may exceed B; ``"none"``: frames keep their numbers.
@@ -107,7 +108,7 @@ class FutureForcing(CachePolicy):
     protect_sink_frames: int = 0
     protect_recent_frames: int = 0
     history_norm: Literal["age", "t"] = "age"
-    proxy_token_stride: int = 4
+    proxy_token_stride: int = 1
     rope_remap: Literal["slot", "frame_rank", "none"] = "slot"
 
     def __post_init__(self):

@@ -1,0 +1,155 @@
+"""What Future Forcing costs at the shape of Wan 1.3B; prints two tables. Nothing is run.
+
+    python scripts/bench_future.py
+
+*FLOPs* of a chunk, all layers: the compiler's `cost_analysis` of the operations in `ops.scoring`
+and `ops.merge`. It counts a loop's body once, so they are compiled with one loop at most, over
+blocks of keys, and multiplied by its length. Next to it the matrix products by formula, with Q
+proxies for each of delta steps, S cached, E evicted and R kept tokens, T queries of the chunk, and
+width D = heads x channels:
+
+    future     2 passes x 2 delta Q S D          history    2 T S D (the attention's residuals
+    routing    2 delta E R heads                            save the first pass)
+
+What the analysis has beyond that is the rotation of keys and queries, exponentials and sums. The
+share is of the model's own work in a chunk with this budget, by formula.
+
+*Memory*: `memory_analysis` of one layer's `commit` and `evict`, looped as they really are, with a
+donated cache. In float32: XLA's CPU backend has no narrower arithmetic and would convert whole
+bfloat16 buffers, which no accelerator does.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import vidcache_jax as vj
+from vidcache_jax.cache import CacheSpec
+from vidcache_jax.models import wan_dit
+from vidcache_jax.ops.attention import AttentionPart
+from vidcache_jax.ops.blocks import block_size
+from vidcache_jax.ops.merge import ref as merge
+from vidcache_jax.ops.scoring import ref as scoring
+from vidcache_jax.testing import chunk_of
+
+CONFIG = vj.WanConfig.wan_1_3b()
+FRAMES, PASSES = 3, 5
+WHOLE, MOST_KEYS = 10**9, 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args:
+    """Sizes."""
+
+    budget: int = 18
+    strides: tuple[int, ...] = (1, 4, 16)
+    latent_size: tuple[int, int] = (60, 104)
+
+
+def main(args: Args) -> None:
+    console = Console(width=100)
+    console.print(flops_table(args))
+    console.print(memory_table(args))
+
+
+def spec_of(args: Args, dtype) -> CacheSpec:
+    return wan_dit.cache_spec(CONFIG, 1, args.latent_size, FRAMES, dtype)
+
+
+def flops_table(args: Args) -> Table:
+    spec, policy = spec_of(args, jnp.bfloat16), vj.FutureForcing(args.budget)
+    delta, layers = policy.delta_max, CONFIG.num_layers
+    frame, chunk = spec.tokens_per_frame, FRAMES * spec.tokens_per_frame
+    cached = args.budget * frame
+    past = cached - chunk
+    model = chunk_flops(chunk, cached)
+    table = Table("work", "cost analysis", "formula", "share of a chunk",
+                  title=f"TFLOP a chunk, budget {args.budget}, {frame} tokens a frame")  # fmt: skip
+
+    def add(name: str, counted: float, formula: float) -> None:
+        shown = (f"{layers * flops / 1e12:.3f}" for flops in (counted, formula))
+        table.add_row(name, *shown, f"{layers * counted / model:.1%}")
+
+    for stride in args.strides:
+        proxies = -(-frame // stride)
+        counted = delta * scoring_flops(spec, proxies, cached, has_residuals=False)
+        formula = 2 * 2 * delta * proxies * cached * CONFIG.dim
+        add(f"future, stride {stride}: {proxies} proxies", counted, formula)
+    counted = scoring_flops(spec, chunk, cached, has_residuals=True)
+    add("history", counted, 2 * chunk * cached * CONFIG.dim)
+    heads = (delta, 1, CONFIG.num_heads)
+    routing = merge.route.lower(
+        array(*heads, chunk), array(*heads, past), array(*heads[1:], past, dtype=jnp.bool_),
+        most_evicted=WHOLE, most_retained=WHOLE,
+    )  # fmt: skip
+    add("routing", flops_of(routing), 2 * delta * chunk * past * CONFIG.num_heads)
+    return table
+
+
+def chunk_flops(chunk: int, cached: int) -> float:
+    """Of the model: linear layers, self-attention and cross-attention in five passes."""
+    dim, ffn = CONFIG.dim, CONFIG.ffn_dim
+    linear = 2 * chunk * (6 * dim**2 + 2 * dim * ffn)
+    attention = 4 * chunk * (cached + CONFIG.text_len) * dim
+    return float(PASSES * CONFIG.num_layers * (linear + attention))
+
+
+def scoring_flops(spec: CacheSpec, queries: int, keys: int, *, has_residuals: bool) -> float:
+    heads = (1, spec.num_heads)
+    of = lambda tokens, *last, dtype=spec.dtype: array(*heads, tokens, *last, dtype=dtype)
+    attended = AttentionPart(
+        *(of(queries, *last, dtype=jnp.float32) for last in ((spec.head_dim,), (), ()))
+    )
+    lowered = scoring.column_means.lower(
+        of(queries, spec.head_dim), of(queries, 3, dtype=jnp.int32),
+        of(keys, spec.head_dim), of(keys, 3, dtype=jnp.int32), of(keys, dtype=jnp.bool_),
+        attended if has_residuals else None, most_queries=WHOLE, most_keys=MOST_KEYS,
+    )  # fmt: skip
+    # More than one block: in one, the compiler would find the logits of both passes to be the same.
+    return keys / block_size(keys, MOST_KEYS) * flops_of(lowered)
+
+
+def array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def flops_of(lowered: jax.stages.Lowered) -> float:
+    analysis = lowered.compile().cost_analysis()
+    if analysis is None:
+        raise RuntimeError("this backend has no cost analysis")
+    return analysis["flops"]
+
+
+def memory_table(args: Args) -> Table:
+    spec = spec_of(args, jnp.float32)
+    table = Table("method", "temporary MB", "of the layer's cache", title="memory, float32")
+    tokens = (1, spec.num_heads, FRAMES * spec.tokens_per_frame)
+    zeros = lambda: jnp.zeros((*tokens, spec.head_dim), spec.dtype)
+    chunk = jax.eval_shape(
+        lambda: chunk_of(spec, zeros(), zeros(), zeros(), jnp.zeros((), jnp.int32))
+    )
+    attended = AttentionPart(array(*tokens, spec.head_dim), array(*tokens), array(*tokens))
+    for stride in args.strides:
+        policy = vj.FutureForcing(args.budget, proxy_token_stride=stride)
+        cache = jax.eval_shape(lambda policy=policy: policy.init(spec))
+        nbytes = wan_dit.cache_nbytes(cache)
+        for name, method, inputs in (
+            ("commit", policy.commit, (cache, chunk)),
+            (f"evict, stride {stride}", policy.evict, (cache, chunk, attended)),
+        ):
+            if name == "commit" and stride != args.strides[0]:
+                continue
+            memory = jax.jit(method, donate_argnums=0).lower(*inputs).compile().memory_analysis()
+            if memory is None:
+                raise RuntimeError("this backend has no memory analysis")
+            temporary = memory.temp_size_in_bytes
+            table.add_row(name, f"{temporary / 1e6:.1f}", f"{temporary / nbytes:.1%}")
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
