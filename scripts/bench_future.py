@@ -101,9 +101,7 @@ def chunk_flops(chunk: int, cached: int) -> float:
 def scoring_flops(spec: CacheSpec, queries: int, keys: int, *, has_residuals: bool) -> float:
     heads = (1, spec.num_heads)
     of = lambda tokens, *last, dtype=spec.dtype: array(*heads, tokens, *last, dtype=dtype)
-    attended = AttentionPart(
-        *(of(queries, *last, dtype=jnp.float32) for last in ((spec.head_dim,), (), ()))
-    )
+    attended = abstract_attention(spec, queries)
     lowered = scoring.column_means.lower(
         of(queries, spec.head_dim), of(queries, 3, dtype=jnp.int32),
         of(keys, spec.head_dim), of(keys, 3, dtype=jnp.int32), of(keys, dtype=jnp.bool_),
@@ -111,6 +109,11 @@ def scoring_flops(spec: CacheSpec, queries: int, keys: int, *, has_residuals: bo
     )  # fmt: skip
     # More than one block: in one, the compiler would find the logits of both passes to be the same.
     return keys / block_size(keys, MOST_KEYS) * flops_of(lowered)
+
+
+def abstract_attention(spec: CacheSpec, queries: int) -> AttentionPart:
+    zeros = lambda *last: jnp.zeros((1, spec.num_heads, queries, *last), jnp.float32)
+    return jax.eval_shape(lambda: AttentionPart(zeros(spec.head_dim), zeros(), zeros()))
 
 
 def array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
@@ -132,7 +135,7 @@ def memory_table(args: Args) -> Table:
     chunk = jax.eval_shape(
         lambda: chunk_of(spec, zeros(), zeros(), zeros(), jnp.zeros((), jnp.int32))
     )
-    attended = AttentionPart(array(*tokens, spec.head_dim), array(*tokens), array(*tokens))
+    attended = abstract_attention(spec, tokens[-1])
     for stride in args.strides:
         policy = vj.FutureForcing(args.budget, proxy_token_stride=stride)
         cache = jax.eval_shape(lambda policy=policy: policy.init(spec))

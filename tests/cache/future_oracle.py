@@ -49,17 +49,19 @@ class FutureOracle:
                 token.history += received
             scores.append(self._score(n, tokens, start, num_frames))
         if self.policy.head_mode == "shared":
-            means = np.mean([score for score, _, _ in scores], axis=0)
-            scores = [(means, *rest) for _, *rest in scores]
-        for n, score in enumerate(scores):
-            self.heads[n] = self._evicted(self.heads[n], *score, start + num_frames, num_frames)
+            mean = np.mean([score for score, _, _ in scores], axis=0)
+            scores = [(mean, future, profile) for _, future, profile in scores]
+        for n, (score, future, profile) in enumerate(scores):
+            self.heads[n] = self._evicted(
+                self.heads[n], score, future, profile, start + num_frames, num_frames
+            )
         return np.array(out), np.array(out)
 
     def _attention(self, tokens, q, places):
         """Softmax of queries at the places of some tokens over all tokens: [queries, tokens]."""
         keys = np.array([self._turn(t.k, t.position, t.place) for t in tokens])
         q = np.array([self._turn(x, t.position, t.place) for x, t in zip(q, places, strict=True)])
-        return self._softmax((q @ keys.conj().T).real / np.sqrt(2 * q.shape[-1]))
+        return self._softmax(np.real(q @ keys.conj().T) / np.sqrt(2 * q.shape[-1]))
 
     def _softmax(self, z):
         weights = np.exp(z - z.max(axis=-1, keepdims=True))
@@ -91,9 +93,9 @@ class FutureOracle:
                 self._turn(mean[place], last + delta, place)
                 for place in range(0, self.per_frame, policy.proxy_token_stride)
             ])  # fmt: skip
-            z = (proxies @ keys.conj().T).real / np.sqrt(2 * keys.shape[-1])
+            z = np.real(proxies @ keys.conj().T) / np.sqrt(2 * keys.shape[-1])
             future.append(self._softmax(z).mean(axis=0))
-            profile.append((proxies.mean(axis=0) @ keys.conj().T).real)
+            profile.append(np.real(proxies.mean(axis=0) @ keys.conj().T))
         chunks = start // num_frames + 1
         ages = [
             chunks if policy.history_norm == "t" else chunks - t.frame // num_frames for t in tokens

@@ -24,7 +24,7 @@ def nearest(evicted, retained, is_retained):
     place, cosine = np.zeros((B, N, E), int), np.full((B, N, E), -np.inf)
     for b, n, e, r in np.ndindex(B, N, E, R):
         if is_retained[b, n, r]:
-            x, y = (np.float64(p[:, b, n, i]) for p, i in ((evicted, e), (retained, r)))
+            x, y = (p[:, b, n, i].astype(np.float64) for p, i in ((evicted, e), (retained, r)))
             norms = np.linalg.norm(x) * np.linalg.norm(y)
             value = x @ y / norms if norms else 0.0
             if value > cosine[b, n, e]:
@@ -84,7 +84,7 @@ def blended(v, weight, source, target, is_merged):
         for i in set(target[b, n][is_merged[b, n]]):
             members = [i, *source[b, n][is_merged[b, n] & (target[b, n] == i)]]
             blends = []
-            for a in np.float64(weight[:, b, n]):
+            for a in weight[:, b, n].astype(np.float64):
                 total = a[members].sum()
                 parts = a[members] @ v[b, n, members].astype(np.float64)
                 blends.append(parts / total if total else v[b, n, i])

@@ -26,6 +26,11 @@ def inputs(seed=0, scale=1.0, groups=N):
     return draw(T), place(T), draw(S), place(S), visible
 
 
+def means_of(arrays, scoring=column_means, **options):
+    q, q_position, k, k_position, visible = map(jnp.asarray, arrays)
+    return scoring(q, q_position, k, k_position, visible, **options)
+
+
 def turned(x, position):
     """Complex pairs, rotated in float64: the first by frame, then by row, then by column."""
     angles = np.concatenate(
@@ -59,14 +64,14 @@ def check(means, expected):
 @pytest.mark.parametrize("groups", [1, N])
 def test_equals_the_dense_column_means(implementation, groups):
     given = inputs(groups=groups)
-    means = column_means(*map(jnp.asarray, given), implementation=implementation)
+    means = means_of(given, implementation=implementation)
     check(means, oracle(*given))
 
 
 @pytest.mark.parametrize("blocks", [(5, 7), (1, 30), (12, 1), (4, 10)])
 def test_blocks_change_nothing(blocks):
     given = inputs(seed=1)
-    means = reference(*map(jnp.asarray, given), most_queries=blocks[0], most_keys=blocks[1])
+    means = means_of(given, reference, most_queries=blocks[0], most_keys=blocks[1])
     check(means, oracle(*given))
 
 
@@ -80,7 +85,7 @@ def test_known_residuals_save_a_pass_and_change_nothing():
 
 def test_one_winner_takes_all_without_overflow():
     given = inputs(scale=30.0)
-    means = column_means(*map(jnp.asarray, given))
+    means = means_of(given)
     # Logits of 1e3 carry float32 rounding of 1e-4, which the exponential passes on.
     np.testing.assert_allclose(means.weight, oracle(*given)[0], atol=1e-3)
 
@@ -89,10 +94,7 @@ def test_one_winner_takes_all_without_overflow():
 def test_invisible_keys_change_no_bit_and_receive_nothing(garbage):
     q, q_position, k, k_position, visible = inputs()
     spoilt = np.where(visible[..., None], k, np.float32(garbage))
-    clean, other = (
-        column_means(*map(jnp.asarray, (q, q_position, keys, k_position, visible)))
-        for keys in (k, spoilt)
-    )
+    clean, other = (means_of((q, q_position, keys, k_position, visible)) for keys in (k, spoilt))
     assert all(map(same_bits, jax.tree.leaves(clean), jax.tree.leaves(other)))
     assert not np.asarray(other.weight)[~visible].any()
 
@@ -100,7 +102,7 @@ def test_invisible_keys_change_no_bit_and_receive_nothing(garbage):
 def test_queries_that_see_nothing_give_nothing():
     q, q_position, k, k_position, visible = inputs()
     visible[0, 1] = False
-    means = column_means(*map(jnp.asarray, (q, q_position, k, k_position, visible)))
+    means = means_of((q, q_position, k, k_position, visible))
     assert not np.asarray(means.weight)[0, 1].any()
     assert np.isfinite(means.weight).all()
 
@@ -118,4 +120,4 @@ def test_the_query_by_key_matrix_is_never_whole():
 
 def test_unknown_implementation_is_named():
     with pytest.raises(ValueError, match=r"no scoring implementation 'fast'; there are \['xla'"):
-        column_means(*map(jnp.asarray, inputs()), implementation="fast")
+        means_of(inputs(), implementation="fast")
