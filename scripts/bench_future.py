@@ -56,12 +56,9 @@ def main(args: Args) -> None:
     console.print(memory_table(args))
 
 
-def spec_of(args: Args, dtype) -> CacheSpec:
-    return wan_dit.cache_spec(CONFIG, 1, args.latent_size, FRAMES, dtype)
-
-
 def flops_table(args: Args) -> Table:
-    spec, policy = spec_of(args, jnp.bfloat16), vj.FutureForcing(args.budget)
+    spec = wan_dit.cache_spec(CONFIG, 1, args.latent_size, FRAMES, jnp.bfloat16)
+    policy = vj.FutureForcing(args.budget)
     delta, layers = policy.delta_max, CONFIG.num_layers
     frame, chunk = spec.tokens_per_frame, FRAMES * spec.tokens_per_frame
     cached = args.budget * frame
@@ -128,30 +125,55 @@ def flops_of(lowered: jax.stages.Lowered) -> float:
 
 
 def memory_table(args: Args) -> Table:
-    spec = spec_of(args, jnp.float32)
     table = Table("method", "temporary MB", "of the layer's cache", title="memory, float32")
-    tokens = (1, spec.num_heads, FRAMES * spec.tokens_per_frame)
-    zeros = lambda: jnp.zeros((*tokens, spec.head_dim), spec.dtype)
-    chunk = jax.eval_shape(
-        lambda: chunk_of(spec, zeros(), zeros(), zeros(), jnp.zeros((), jnp.int32))
-    )
-    attended = abstract_attention(spec, tokens[-1])
     for stride in args.strides:
         policy = vj.FutureForcing(args.budget, proxy_token_stride=stride)
-        cache = jax.eval_shape(lambda policy=policy: policy.init(spec))
-        nbytes = wan_dit.cache_nbytes(cache)
-        for name, method, inputs in (
-            ("commit", policy.commit, (cache, chunk)),
-            (f"evict, stride {stride}", policy.evict, (cache, chunk, attended)),
-        ):
-            if name == "commit" and stride != args.strides[0]:
-                continue
-            memory = jax.jit(method, donate_argnums=0).lower(*inputs).compile().memory_analysis()
-            if memory is None:
-                raise RuntimeError("this backend has no memory analysis")
-            temporary = memory.temp_size_in_bytes
-            table.add_row(name, f"{temporary / 1e6:.1f}", f"{temporary / nbytes:.1%}")
+        for method, (temporary, share) in update_memory(policy, args.latent_size).items():
+            table.add_row(f"{method}, stride {stride}", f"{temporary / 1e6:.1f}", f"{share:.1%}")
     return table
+
+
+def update_memory(
+    policy: vj.FutureForcing, latent_size: tuple[int, int]
+) -> dict[str, tuple[int, float]]:
+    """Temporary bytes of one layer's `commit` and `evict`, and their share of its cache."""
+    spec = wan_dit.cache_spec(CONFIG, 1, latent_size, FRAMES, jnp.float32)
+    shape = (1, spec.num_heads, FRAMES * spec.tokens_per_frame, spec.head_dim)
+    heads = tuple(array(*shape) for _ in range(3))
+    residuals = tuple(array(*shape[:3]) for _ in range(2))
+    cache, treedef = flat_cache(policy, spec)
+
+    # Arrays pass in and out one by one: what is typed for arrays is not made of their shapes.
+    def commit(leaves, q, k, v):
+        chunk = chunk_of(spec, q, k, v, jnp.zeros((), jnp.int32))
+        return jax.tree.leaves(policy.commit(jax.tree.unflatten(treedef, leaves), chunk))
+
+    def evict(leaves, q, k, v, top, total):
+        chunk = chunk_of(spec, q, k, v, jnp.zeros((), jnp.int32))
+        attended = AttentionPart(jnp.zeros_like(q), top, total)
+        return jax.tree.leaves(policy.evict(jax.tree.unflatten(treedef, leaves), chunk, attended))
+
+    found = {}
+    for method, inputs in ((commit, heads), (evict, (*heads, *residuals))):
+        program = jax.jit(method, donate_argnums=0).lower(cache, *inputs).compile()
+        memory = program.memory_analysis()
+        if memory is None:
+            raise RuntimeError("this backend has no memory analysis")
+        temporary = memory.temp_size_in_bytes
+        found[method.__name__] = temporary, temporary / wan_dit.cache_nbytes(cache)
+    return found
+
+
+def flat_cache(policy: vj.FutureForcing, spec: CacheSpec):
+    """Shapes of a cache's leaves, and their tree."""
+    trees = []
+
+    def leaves():
+        leaves, tree = jax.tree.flatten(policy.init(spec))
+        trees.append(tree)
+        return leaves
+
+    return jax.eval_shape(leaves), trees[0]
 
 
 if __name__ == "__main__":

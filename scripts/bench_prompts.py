@@ -32,7 +32,7 @@ class Args:
     """What to measure."""
 
     policies: tuple[str, ...] = ("sliding-window", "window-and-sink", "tethercache")
-    """Also `future-forcing`; `window-and-sink` and `future-and-sink` keep the first three frames."""
+    """Also `future-forcing`, and `future-and-sink`; a sink is of three frames."""
     budget: int = 21
     """Latent frames attended to, the current chunk included."""
     seconds: float = 20.0

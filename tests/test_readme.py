@@ -101,7 +101,7 @@ def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
 
 @pytest.mark.slow
 def test_future_commands_run_in_small(tmp_path):
-    stability, quality, cost = blocks()["future-command"].strip().splitlines()
+    stability, quality, cost, minutes = blocks()["future-command"].strip().splitlines()
     script = lambda command: command.replace("scripts/", f"{ROOT}/scripts/")
     printed = run(f"{script(stability)} --chunks 3 --pairs 20", tmp_path)
     assert re.search(r"│ all +│ [\d.]+, [\d.]+ +│", printed), printed
@@ -113,7 +113,9 @@ def test_future_commands_run_in_small(tmp_path):
     # Stride 1 agrees with itself.
     assert re.search(r"│ 1 +│ 16 +│ [\d.]+, \d+% +│ 1.000, 100% +│", printed), printed
     printed = run(f"{script(cost)} --latent-size 12 8 --budget 6 --strides 2", tmp_path)
-    assert re.search(r"│ evict, stride 2 │ +[\d.]+ │", printed), printed
+    assert re.search(r"│ evict, stride 2 +│ +[\d.]+ +│", printed), printed
+    printed = run(f"{script(minutes)} --seconds 1", tmp_path)
+    assert re.search(r"│ future-forcing +│ +[\d.]+%? +│", printed), printed
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scripts.bench_future import update_memory
 from tests.cache.against_oracle import tiny_spec
 from tests.cache.future_oracle import FutureOracle
 from vidcache_jax.cache import FullCache, FutureForcing
@@ -202,6 +203,12 @@ def test_the_chunk_goes_into_freed_slots_and_nothing_else_moves():
                 one, two = (np.asarray(getattr(c.tokens, name))[stays] for c in (last, committed))
                 assert same_bits(one, two)
         last = cache
+
+
+def test_an_update_takes_less_than_a_quarter_of_the_cache_at_the_shape_of_wan():
+    """Compiled and not run: 1,560 tokens a frame, 12 heads, 18 frames."""
+    shares = [share for _, share in update_memory(FutureForcing(), (60, 104)).values()]
+    assert len(shares) == 2 and max(shares) < 0.25
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def canonical_query(recent: RecentQueries) -> Float[Array, "B N Q H"]:
     return (jnp.sum(queries, axis=2) / count[:, None, None, None]).astype(recent.q.dtype)
 
 
+# Jitted, or a call outside of jit would compile its loop anew.
 @functools.partial(jax.jit, static_argnames="delta_max")
 def future_attention(
     query: Float[Array, "B N Q H"], last_position: Positions, view: CacheView, delta_max: int
@@ -79,6 +80,5 @@ def future_attention(
         position = last_position + frames[None, None, None]
         return column_means(query, position, view.k, view.position, view.visible)
 
-    # One after the other, in the memory of one. Jitted above, because a loop outside of jit is
-    # compiled at every call.
+    # One after the other, in the memory of one.
     return jax.lax.map(ahead, jnp.arange(1, delta_max + 1, dtype=jnp.int32))

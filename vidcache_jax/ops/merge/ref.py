@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vidcache_jax.ops.blocks import block_size
 
 
+# Jitted, or a call outside of jit would compile its loops anew.
 @functools.partial(jax.jit, static_argnames=("most_evicted", "most_retained"))
 def route(
     evicted: Float[Array, "delta B N E"],

@@ -32,6 +32,7 @@ class ColumnMeans:
     logit: Float[Array, "*stack B N S"]
 
 
+# Jitted, or a call outside of jit would compile its loops anew.
 @functools.partial(jax.jit, static_argnames=("most_queries", "most_keys"))
 def column_means(
     q: Float[Array, "B N T H"],
