@@ -1,7 +1,7 @@
 """How well the built-in model shows what its prompts say, and for how long; prints one table.
 
     python scripts/bench_prompts.py
-    python scripts/bench_prompts.py --seconds 600 --policies sliding-window tethercache
+    python scripts/bench_prompts.py --seconds 600 --budget 12 --videos 1 --policies future-forcing
 
 One video for each colour and shape, 32 in all, with the three motions in turn and the five places.
 Definitions. The told sprite is *found* in a frame if pixels of its colour cover the inside of some
@@ -15,6 +15,7 @@ time and is expected in half of the frames. The *last tenth* is that of each vid
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import tyro
@@ -25,8 +26,6 @@ import vidcache_jax as vj
 from vidcache_jax.tiny import paint, world
 from vidcache_jax.tiny.spotting import Spotted, spot
 
-WINDOW = 21
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args:
@@ -35,34 +34,40 @@ class Args:
     policies: tuple[str, ...] = (
         "sliding-window", "window-and-sink", "tethercache", "head-forcing"
     )  # fmt: skip
-    """`window-and-sink` is the sliding window with a sink of three frames."""
+    """Also `future-forcing`, and `future-and-sink`; a sink is of three frames."""
+    budget: int = 21
+    """Latent frames attended to, the current chunk included; not Head Forcing's 4, 7 and 11."""
     seconds: float = 20.0
     videos: int = 32
     """The first of the 32."""
     seed: int = 0
+    sheets: Path | None = None
+    """Existing folder for a contact sheet of each video."""
 
 
 def main(args: Args) -> None:
     model = vj.load_model("tiny")
     table = Table(
         "policy", "found", "found in the last tenth", "motion",
-        title=f"{args.videos} videos of {args.seconds:g} s, share of what the prompts say",
+        title=f"{args.videos} videos of {args.seconds:g} s, budget of {args.budget} latent frames",
     )  # fmt: skip
     for name in args.policies:
         scores = np.array([
-            score(model, policy_of(name, model), *told, args) for told in prompts()[: args.videos]
+            score(model, name, *told, args) for told in prompts()[: args.videos]
         ])  # fmt: skip
         table.add_row(name, *(f"{share:.0%}" for share in np.nanmean(scores, axis=0)))
     Console(width=100).print(table)
 
 
-def policy_of(name: str, model: vj.VideoModel) -> vj.CachePolicy:
-    """Budgets of 21 latent frames, but for Head Forcing's 4, 7 and 11 by role."""
-    if name == "head-forcing":
-        return vj.HeadForcing(model.head_roles)
-    if name == "sliding-window":
-        return vj.SlidingWindow(WINDOW)
-    return vj.SlidingWindow(WINDOW, 3) if name == "window-and-sink" else vj.POLICIES[name]()
+def policy_of(name: str, budget: int, model: vj.VideoModel) -> vj.CachePolicy:
+    return {
+        "sliding-window": lambda: vj.SlidingWindow(budget),
+        "window-and-sink": lambda: vj.SlidingWindow(budget, 3),
+        "tethercache": lambda: vj.TetherCache(3, budget - 7, 4),
+        "head-forcing": lambda: vj.HeadForcing(model.head_roles),
+        "future-forcing": lambda: vj.FutureForcing(budget),
+        "future-and-sink": lambda: vj.FutureForcing(budget, protect_sink_frames=3),
+    }[name]()
 
 
 def prompts() -> list[tuple[str, str, str, str]]:
@@ -75,13 +80,18 @@ def prompts() -> list[tuple[str, str, str, str]]:
 
 
 def score(
-    model: vj.VideoModel, policy: vj.CachePolicy, colour: str, shape: str, motion: str,
-    place: str, args: Args,
+    model: vj.VideoModel, name: str, colour: str, shape: str, motion: str, place: str, args: Args,
 ) -> list[float]:  # fmt: skip
     """[found, found in the last tenth, motion] of one video."""
     text = f"a {colour} {shape} {motion} in the {place}, camera still"
+    policy = policy_of(name, args.budget, model)
     session = vj.Session(model, policy, prompt=text, seed=args.seed)
     frames = np.concatenate(list(session.generate(args.seconds)))
+    if args.sheets is not None:
+        path = args.sheets / f"{name}-{args.budget}-{colour}-{shape}.png"
+        fps = model.frames_per_second
+        with vj.ContactSheet(path, total_frames=len(frames), fps=fps) as sheet:
+            sheet.write(frames)
     spotted = spot(frames, colour)
     found = spotted.found
     expected = 0.5 if motion.startswith("drifts") else 1.0

@@ -46,8 +46,9 @@ def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
     using = {"generate-command", "generate-example", "python-example", "pipeline-command",
              "convert-command", "profile-command"}  # fmt: skip
-    parts = ("", "-prompts", "-tether", "-heads", "-ispa", "-wan")
-    measuring = {f"bench{part}-command" for part in parts} | {"study-ispa-command"}
+    parts = ("bench", "bench-prompts", "bench-tether", "bench-heads", "bench-ispa", "bench-wan",
+             "study-ispa", "future")  # fmt: skip
+    measuring = {f"{part}-command" for part in parts}
     assert set(blocks()) == {"test-command", "training-command", *using, *measuring}
 
 
@@ -123,6 +124,25 @@ def test_profile_command_runs_in_small(tmp_path):
     assert (tmp_path / "heads.png").stat().st_size > 0
     run(f"{generate} --seconds 1", tmp_path)
     assert (tmp_path / "video.mp4").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_future_commands_run_in_small(tmp_path):
+    stability, quality, cost, minutes = blocks()["future-command"].strip().splitlines()
+    script = lambda command: command.replace("scripts/", f"{ROOT}/scripts/")
+    printed = run(f"{script(stability)} --chunks 3 --pairs 20", tmp_path)
+    assert re.search(r"│ all +│ [\d.]+, [\d.]+ +│", printed), printed
+    assert (tmp_path / "stability.png").stat().st_size > 0
+    printed = run(
+        f"{script(quality)} --chunks 8 --first 5 --budget 6 --prompts 'a red circle bounces'",
+        tmp_path,
+    )
+    # Stride 1 agrees with itself.
+    assert re.search(r"│ 1 +│ 16 +│ [\d.]+, \d+% +│ 1.000, 100% +│", printed), printed
+    printed = run(f"{script(cost)} --latent-size 12 8 --budget 6 --strides 2", tmp_path)
+    assert re.search(r"│ evict, stride 2 +│ +[\d.]+ +│", printed), printed
+    printed = run(f"{script(minutes)} --seconds 1", tmp_path)
+    assert re.search(r"│ future-forcing +│ +[\d.]+%? +│", printed), printed
 
 
 @pytest.mark.slow

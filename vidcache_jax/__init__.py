@@ -6,6 +6,7 @@ from vidcache_jax.cache import ISPA as ISPA
 from vidcache_jax.cache import POLICIES as POLICIES
 from vidcache_jax.cache import CachePolicy as CachePolicy
 from vidcache_jax.cache import FullCache as FullCache
+from vidcache_jax.cache import FutureForcing as FutureForcing
 from vidcache_jax.cache import HeadForcing as HeadForcing
 from vidcache_jax.cache import HeadRoles as HeadRoles
 from vidcache_jax.cache import SlidingWindow as SlidingWindow

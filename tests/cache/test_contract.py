@@ -6,6 +6,7 @@ from vidcache_jax.cache import (
     ISPA,
     POLICIES,
     FullCache,
+    FutureForcing,
     HeadForcing,
     HeadRoles,
     SlidingWindow,
@@ -26,11 +27,14 @@ CONTRACT = {
     "head-forcing": [
         (HeadForcing(HeadRoles((("local", "memory"), ("memory", "anchor"))), 3), (3, 1, 4)),
     ],
+    "future-forcing": [
+        (FutureForcing(7, delta_max=2, query_frames=5, tau=0.5, proxy_token_stride=2), (3, 1, 4)),
+    ],
     "ispa": [(ISPA(SlidingWindow(7, 2), warmup_frames=12), (3, 1, 4))],
 }
 """Policy and the chunk sizes it must serve, for every name in `POLICIES`."""
-# Their merged frames hold tokens of one place from several frames.
-PACKING = {"head-forcing"}
+# They pack tokens of one place from several frames into one frame position.
+PACKING = {"head-forcing", "future-forcing"}
 
 
 def test_every_policy_is_under_contract():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from vidcache_jax.cache.full import FullCache as FullCache
+from vidcache_jax.cache.future_forcing import FutureForcing as FutureForcing
 from vidcache_jax.cache.head_forcing import HeadForcing as HeadForcing
 from vidcache_jax.cache.head_roles import HeadRoles as HeadRoles
 from vidcache_jax.cache.ispa import ISPA as ISPA
@@ -19,5 +20,6 @@ POLICIES: Mapping[str, type[CachePolicy]] = {
     "sliding-window": SlidingWindow,
     "tethercache": TetherCache,
     "head-forcing": HeadForcing,
+    "future-forcing": FutureForcing,
     "ispa": ISPA,
 }

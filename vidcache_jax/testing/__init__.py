@@ -11,6 +11,9 @@
 from vidcache_jax.testing.contract import check_policy as check_policy
 from vidcache_jax.testing.hlo import cache_sized_copies as cache_sized_copies
 from vidcache_jax.testing.in_place import compile_commit as compile_commit
+from vidcache_jax.testing.recording import Recorded as Recorded
+from vidcache_jax.testing.recording import Recording as Recording
+from vidcache_jax.testing.recording import recorded_rollout as recorded_rollout
 from vidcache_jax.testing.tolerances import TOLERANCES as TOLERANCES
 from vidcache_jax.testing.tolerances import assert_close as assert_close
 from vidcache_jax.testing.tolerances import same_bits as same_bits

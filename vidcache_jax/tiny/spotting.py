@@ -46,9 +46,10 @@ def spot(
     """
     if colour not in paint.COLOURS:
         raise ValueError(f"{colour!r} is no colour of a sprite; there are {paint.COLOURS}")
-    distance = np.linalg.norm(frames[..., None, :] / 255 - _palette(), axis=-1)
     own = paint.COLOURS.index(colour)
-    is_near = (distance.argmin(axis=-1) == own) & (distance[..., own] < NEAR)
+    # In parts: the distances of ten minutes to every colour would take more than 10 GB.
+    parts = [frames[first : first + 256] for first in range(0, len(frames), 256)]
+    is_near = np.concatenate([_is_near(part, own) for part in parts])
     count, cell = config.view_cells, config.cell
     cells = is_near.reshape(-1, count, cell, count, cell).swapaxes(2, 3)
     inside = _insides(config)
@@ -58,6 +59,12 @@ def spot(
     best = overlap.argmax(axis=1)
     row, column, shape = np.unravel_index(best, (count, count, len(paint.SHAPES)))
     return Spotted(overlap.max(axis=1), shape, column, row)
+
+
+def _is_near(frames: UInt8[np.ndarray, "F H W 3"], own: int) -> Bool[np.ndarray, "F H W"]:
+    """Which pixels have a certain colour of the palette."""
+    distance = np.linalg.norm(frames[..., None, :] / 255 - _palette(), axis=-1)
+    return (distance.argmin(axis=-1) == own) & (distance[..., own] < NEAR)
 
 
 def _palette() -> Float[np.ndarray, "colours 3"]:

@@ -1,0 +1,64 @@
+"""The public merging calls and the choice of their implementation."""
+
+from collections.abc import Callable, Mapping
+
+from jaxtyping import Array, Bool, Float, Int
+
+from vidcache_jax.ops.merge import ref
+
+IMPLEMENTATIONS: Mapping[str, tuple[Callable, Callable]] = {"xla": (ref.route, ref.merge_values)}
+"""(route, merge_values)."""
+
+
+def _chosen(implementation: str | None) -> tuple[Callable, Callable]:
+    name = implementation or "xla"
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"no merge implementation {name!r}; there are {[*IMPLEMENTATIONS]}")
+    return IMPLEMENTATIONS[name]
+
+
+def route(
+    evicted: Float[Array, "delta B N E"],
+    retained: Float[Array, "delta B N R"],
+    is_retained: Bool[Array, "B N R"],
+    *,
+    implementation: str | None = None,
+) -> tuple[Int[Array, "B N E"], Float[Array, "B N E"]]:
+    """For each evicted profile, the retained one of highest cosine; see `ref.route`.
+
+    Args:
+      evicted, retained: profiles, one number for each step of the horizon.
+      is_retained: which of the R exist; the others are never chosen.
+      implementation: a name in `IMPLEMENTATIONS`, or None for the best one supported.
+
+    Returns:
+      Its place among the R (of equals, the first), and the cosine.
+
+    Raises:
+      ValueError: no implementation has that name.
+    """
+    return _chosen(implementation)[0](evicted, retained, is_retained)
+
+
+def merge_values(
+    v: Float[Array, "B N S H"],
+    weight: Float[Array, "delta B N S"],
+    source: Int[Array, "B N E"],
+    target: Int[Array, "B N E"],
+    is_merged: Bool[Array, "B N E"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "B N S H"]:
+    """Adds values at ``source`` slots to those at ``target`` slots; see `ref.merge_values`.
+
+    Args:
+      v: values of all slots; XLA updates a donated buffer in place.
+      weight: attention that each slot receives at each step of the horizon.
+      source, target: slots; no slot is both.
+      is_merged: which of the E pairs count.
+      implementation: a name in `IMPLEMENTATIONS`, or None for the best one supported.
+
+    Raises:
+      ValueError: no implementation has that name.
+    """
+    return _chosen(implementation)[1](v, weight, source, target, is_merged)
