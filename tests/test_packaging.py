@@ -24,16 +24,20 @@ LAYERS = (
     {"cache"},
     {"models"},
     {"tiny", "text", "sharding", "checkpoint"},
-    {"loading"},
+    {"loading", "metrics"},
     {"sampling"},
     {"testing"},
     {""},
+    {"lab"},
     {"commands"},
     {"cli"},
     {"__main__"},
 )
 # Nothing imports "testing" (it needs the test extra), and sampling knows no model by name.
-HIDDEN = {"sampling": {"tiny", "loading"}, "testing": {"tiny", "loading"}}
+HIDDEN = {
+    "sampling": {"tiny", "loading", "metrics"},
+    "testing": {"tiny", "loading", "metrics"},
+}
 MAY_IMPORT = {
     part: set().union(*LAYERS[:row]) - HIDDEN.get(part, set()) - {"testing"}
     for row, parts in enumerate(LAYERS)
