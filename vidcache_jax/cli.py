@@ -2,12 +2,12 @@
 
 import sys
 
-from vidcache_jax.commands import generate
+from vidcache_jax.commands import compare, export_vbench, generate
 
-COMMANDS = {"generate": generate}
+COMMANDS = {"generate": generate, "compare": compare, "export-vbench": export_vbench}
 
 USAGE = "usage: vidcache COMMAND [options]\n\ncommands:\n" + "\n".join(
-    f"  {name:10}{(module.__doc__ or '').splitlines()[0]}" for name, module in COMMANDS.items()
+    f"  {name:15}{(module.__doc__ or '').splitlines()[0]}" for name, module in COMMANDS.items()
 )
 
 

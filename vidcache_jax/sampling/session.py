@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vidcache_jax.array_typing import Params
+from vidcache_jax.array_typing import Latents, Params
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.models import wan_dit
 from vidcache_jax.models.codec import Codec, to_uint8
@@ -44,11 +44,12 @@ def make_chunk(
     state: SessionState,
     text_kv: wan_dit.TextKV,
     key: jax.Array,
-) -> tuple[SessionState, UInt8[Array, "B f H W 3"], Float[Array, ""]]:
+) -> tuple[SessionState, UInt8[Array, "B f H W 3"], Latents, Float[Array, ""]]:
     """The one program of a chunk: noise, denoise passes, commit pass, decoding.
 
     Returns:
-      The next state, the chunk's frames, and the share of the cache that holds visible tokens.
+      The next state, the chunk's frames, its latents, and the share of the cache that holds
+      visible tokens.
     """
     start = state.rollout.next_frame
     num_frames = rollout.rollout.frames_per_chunk
@@ -58,7 +59,7 @@ def make_chunk(
     frames, codec_state = codec.decode(codec_params, chunk.latents, state.codec)
     visible = lambda cache: rollout.policy.read(cache, start, num_frames).visible
     fill = jnp.mean(jax.vmap(visible)(next_rollout.cache).astype(jnp.float32))
-    return SessionState(next_rollout, codec_state), to_uint8(frames), fill
+    return SessionState(next_rollout, codec_state), to_uint8(frames), chunk.latents, fill
 
 
 def chunks_for(seconds: float, model: VideoModel) -> int:
@@ -109,6 +110,7 @@ class Session:
         )
         self._chunks_made = 0
         self._fill = 0.0
+        self._latents: jax.Array | None = None
 
     @property
     def chunks_made(self) -> int:
@@ -123,6 +125,17 @@ class Session:
     def cache_fill(self) -> float:
         """Share of the cache's tokens that the last chunk could attend to, 0 to 1."""
         return float(self._fill)
+
+    @property
+    def latents(self) -> Float[np.ndarray, "F Y X C"]:
+        """What the last chunk's frames were decoded from.
+
+        Raises:
+          ValueError: no chunk has been made.
+        """
+        if self._latents is None:
+            raise ValueError("there are no latents before the first chunk")
+        return np.asarray(self._latents[0], np.float32)
 
     def generate(self, seconds: float) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
         """Yields the frames of each chunk, until `seconds` more are made (whole chunks).
@@ -152,6 +165,6 @@ class Session:
 
     def _chunks(self, count: int) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
         for _ in range(count):
-            self._state, frames, self._fill = make_chunk(*self._arguments())
+            self._state, frames, self._latents, self._fill = make_chunk(*self._arguments())
             self._chunks_made += 1
             yield np.asarray(frames[0])
