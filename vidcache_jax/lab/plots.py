@@ -62,6 +62,8 @@ def over_time(
             line.set(linestyle=dash, linewidth=1.4)
             low, high = curve.mean - curve.deviation, curve.mean + curve.deviation
             axes.fill_between(curve.seconds, low, high, color=colour, alpha=0.15, linewidth=0)
+        if unit == "share":
+            axes.set_ylim(-0.05, 1.05)
         axes.set_xlabel("seconds")
         axes.set_ylabel(unit)
         text = io.StringIO()
