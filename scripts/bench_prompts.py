@@ -14,7 +14,6 @@ time and is expected in half of the frames. The *last tenth* is that of each vid
 """
 
 import dataclasses
-import itertools
 
 import numpy as np
 import tyro
@@ -22,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 import vidcache_jax as vj
-from vidcache_jax.tiny import paint, world
 from vidcache_jax.tiny.spotting import Spotted, spot
+from vidcache_jax.tiny.suite import prompt_of, told_scenes
 
 WINDOW = 21
 
@@ -48,7 +47,7 @@ def main(args: Args) -> None:
     )  # fmt: skip
     for name in args.policies:
         scores = np.array([
-            score(model, policy_of(name), *told, args) for told in prompts()[: args.videos]
+            score(model, policy_of(name), *told, args) for told in told_scenes()[: args.videos]
         ])  # fmt: skip
         table.add_row(name, *(f"{share:.0%}" for share in np.nanmean(scores, axis=0)))
     Console(width=100).print(table)
@@ -61,21 +60,12 @@ def policy_of(name: str) -> vj.CachePolicy:
     return vj.SlidingWindow(WINDOW, 3) if name == "window-and-sink" else vj.POLICIES[name]()
 
 
-def prompts() -> list[tuple[str, str, str, str]]:
-    """(colour, shape, motion, place); neighbours in the list differ in everything."""
-    pairs = itertools.product(paint.SHAPES, paint.COLOURS)
-    return [
-        (colour, shape, world.MOTIONS[i % 4], paint.PLACES[i % 5])
-        for i, (shape, colour) in enumerate(pairs)
-    ]
-
-
 def score(
     model: vj.VideoModel, policy: vj.CachePolicy, colour: str, shape: str, motion: str,
     place: str, args: Args,
 ) -> list[float]:  # fmt: skip
     """[found, found in the last tenth, motion] of one video."""
-    text = f"a {colour} {shape} {motion} in the {place}, camera still"
+    text = prompt_of(colour, shape, motion, place)
     session = vj.Session(model, policy, prompt=text, seed=args.seed)
     frames = np.concatenate(list(session.generate(args.seconds)))
     spotted = spot(frames, colour)

@@ -99,9 +99,11 @@ def test_pictures_are_in_it(page):
 
 
 def test_it_says_what_was_measured_and_with_what(page):
-    for text in ("Brightness drift", "Told sprites found", "2.00", "12.5", "3.2", "0.10.2",
-                 "0.61 (first clip minus last 3.25)", "ab12", "prompts were extended",
-                 "SlidingWindow(window_size=6", "RolloutConfig(", "&lt;b&gt;no&lt;/b&gt;"):  # fmt: skip
+    for text in (
+        "Brightness drift", "Told sprites found", "2.00", "12.5", "3.2", "0.10.2", "ab12",
+        "0.61 (first clip minus last 3.25)", "prompts were extended", "RolloutConfig(",
+        "SlidingWindow(window_size=6", "&lt;b&gt;no&lt;/b&gt;",
+    ):  # fmt: skip
         assert text in page, text
     assert "Motion" not in page  # not in these results
     assert page.count("<figure>") == 3

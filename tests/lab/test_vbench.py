@@ -88,8 +88,8 @@ def test_scores_are_read_back(folder):
              clip("b-0", 0, 50.0), clip("b-0", 1, 46.0)]  # fmt: skip
     whole = [{"video_path": "v/a-0.mp4", "video_results": 0.5}]
     write_results(folder, LABELS[0], "results_2026-01-01", {"imaging_quality": [0.1, []]})
-    write_results(folder, LABELS[0], "results_2026-01-02",
-                  {"imaging_quality": [0.58, clips, []], "dynamic_degree": [0.25, whole]})  # fmt: skip
+    latest = {"imaging_quality": [0.58, clips, []], "dynamic_degree": [0.25, whole]}
+    write_results(folder, LABELS[0], "results_2026-01-02", latest)
     scores = vbench.read_scores(folder, LABELS[0])
     assert scores is not None
     assert scores.scores == {"imaging_quality": 0.58, "dynamic_degree": 0.25}

@@ -67,7 +67,7 @@ def policy_figure(runs: Finished, label: str, name: str, statistic: str) -> Inte
     """A policy's figure: the mean of its prompts' means over seeds.
 
     Seeds of one prompt are no independent videos of what the policy may meet, so the interval is
-    that of the prompts: mean +- t(0.975, n - 1) * deviation / sqrt(n), Student's t.
+    that of the prompts.
     """
     by_prompt: dict[str, list[float]] = {}
     for run, result in runs:
@@ -75,8 +75,12 @@ def policy_figure(runs: Finished, label: str, name: str, statistic: str) -> Inte
             value = video_figure(result, name, statistic)
             if not math.isnan(value):
                 by_prompt.setdefault(run.prompt, []).append(value)
-    means = np.array([np.mean(values) for values in by_prompt.values()])
-    count = len(means)
+    return mean_interval([float(np.mean(values)) for values in by_prompt.values()])
+
+
+def mean_interval(of_prompts: Sequence[float]) -> Interval:
+    """Mean +- t(0.975, n - 1) * deviation / sqrt(n) of one number for each prompt, Student's t."""
+    means, count = np.array(of_prompts), len(of_prompts)
     if count < 2:
         return Interval(float(means[0]) if count else math.nan, math.nan, count)
     # Slow to import, and the command line imports this module at start.
