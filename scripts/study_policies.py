@@ -11,6 +11,7 @@ finished is written at the end, and on Ctrl-C. Tables of all figures are in the 
 import dataclasses
 import datetime
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -130,8 +131,9 @@ def main(args: Args) -> None:
             say(f"could not be made: {failure.run.label}: {failure.reason}")
     except KeyboardInterrupt:
         say("interrupted; the report is on what is finished")
-    runs = finished(comparison, args.work_dir)
+    runs = finished_by_all(finished(comparison, args.work_dir), comparison)
     if not runs:
+        say("no prompt is finished for every variant yet")
         return
     write_tables(runs, args.work_dir)
     path = args.write or args.work_dir / "policies.md"
@@ -153,11 +155,19 @@ def comparison_of(args: Args) -> Comparison:
     )
 
 
+def finished_by_all(runs: Finished, comparison: Comparison) -> Finished:
+    """Of prompts and seeds that every variant has finished, so that means are of the same."""
+    who = Counter((run.prompt, run.seed) for run, _ in runs)
+    complete = len(comparison.policies)
+    return [(run, each) for run, each in runs if who[run.prompt, run.seed] == complete]
+
+
 def report(runs: Finished, comparison: Comparison) -> str:
     """The study in Markdown: what was run, what came out, what of the papers it shows."""
     labels = list(dict.fromkeys(run.label for run, _ in runs))
     prompts = {run.prompt for run, _ in runs}
     seeds = {run.seed for run, _ in runs}
+    counts = f"{_many(len(prompts), 'prompt')}, {_many(len(seeds), 'seed')}"
     machine = runs[0][1].machine
     wanted = len(comparison.runs)
     unfinished_note = "" if len(runs) == wanted else f" ({wanted} were to be made)"
@@ -169,9 +179,9 @@ def report(runs: Finished, comparison: Comparison) -> str:
     )  # fmt: skip
     return f"""# Policies on the built-in model
 
-Written by `scripts/study_policies.py` on {datetime.date.today()}: **{len(prompts)} prompts, \
-{len(seeds)} seed{"" if len(seeds) == 1 else "s"}, {comparison.seconds:g} seconds**, {len(labels)} \
-variants, {len(runs)} videos{unfinished_note}; {machine["device"]}, jax {machine["jax"]}.
+Written by `scripts/study_policies.py` on {datetime.date.today()}: **{counts}, \
+{comparison.seconds:g} seconds**, {_many(len(labels), "variant")}, {_many(len(runs), "video")}\
+{unfinished_note}; {machine["device"]}, jax {machine["jax"]}.
 {size}
 All variants attend to at most 21 latent frames, the chunk being made among them, and are given the
 same noise. Prompts name one sprite, its motion and a place, with a still camera. A figure is the
@@ -277,6 +287,10 @@ def cost_table(runs: Finished) -> list[list[str]]:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _shown(interval: Interval) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 
 import vidcache_jax as vj
 from tests.lab.comparisons import LABELS, PROMPTS, comparison
+from tests.toy import toy_model
 from vidcache_jax.lab.figures import finished
 from vidcache_jax.lab.outputs import write_outputs
 from vidcache_jax.lab.runs import run_all, run_folder, unfinished
@@ -111,6 +112,8 @@ def test_more_seeds_or_other_settings_are_only_what_is_missing(whole):
     more = unfinished(comparison(seeds=(0, 1, 2)), whole)
     assert {run.seed for run in more} == {2} and len(more) == 4
     assert len(unfinished(comparison(seconds=2.0), whole)) == 8
+    other = toy_model(timestep_shift=3.0)
+    assert len(unfinished(comparison(model=other), whole)) == 8
 
 
 def test_a_bad_prompt_and_a_policy_that_cannot_serve_cost_only_their_own(tmp_path):

@@ -25,6 +25,7 @@ class Run:
     seconds: float
     scale: int
     model: str
+    """Its name, its frame size and how it is sampled."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,6 +84,8 @@ class Comparison:
     @property
     def runs(self) -> tuple[Run, ...]:
         """Policies innermost, so that an interrupted comparison still compares."""
+        height, width = self.model.frame_size
+        model = f"{self.model.name}, {height} x {width} pixels, {self.model.rollout}"
         return tuple(
             Run(
                 label=label,
@@ -91,7 +94,7 @@ class Comparison:
                 seed=seed,
                 seconds=self.seconds,
                 scale=self.scale,
-                model=self.model.name,
+                model=model,
             )
             for prompt in self.prompts
             for seed in self.seeds

@@ -73,7 +73,9 @@ class Result:
         path = folder / FILE
         try:
             content = json.loads(path.read_text())
-            as_array = lambda values: np.array([math.nan if x is None else x for x in values])
+            as_array = lambda values: np.array(
+                [math.nan if x is None else x for x in values], np.float64
+            )
             cost = content["cost"]
             return cls(
                 settings=content["settings"],
