@@ -18,12 +18,13 @@ def finished(values: dict[tuple[str, str], float]) -> Finished:
     """Videos of one chunk; the figure by label and prompt, the seed added to it."""
     cost = Cost(2**20, 2.0, 0.5, None)
     machine = {"device": "1 x cpu", "jax": "0.10.2"}
-    return [
-        (run, Result({}, 1.0, np.array([2]), {"motion": np.array([value + run.seed], np.float64)}, cost,
-                     machine))
-        for run in COMPARISON.runs
-        if not math.isnan(value := values.get((run.label, run.prompt), math.nan))
-    ]  # fmt: skip
+    made = []
+    for run in COMPARISON.runs:
+        value = values.get((run.label, run.prompt))
+        if value is not None:
+            series = {"motion": np.array([value + run.seed], np.float64)}
+            made.append((run, Result({}, 1.0, np.array([2]), series, cost, machine)))
+    return made
 
 
 def test_a_difference_is_paired_by_prompt():

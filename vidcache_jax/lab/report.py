@@ -71,7 +71,7 @@ def _heading(comparison: Comparison, runs: Finished) -> str:
     return (
         f"<h1>{_text(_title(comparison))}</h1>\n"
         f"<p>{_many(len(comparison.prompts), 'prompt')}, {_many(len(comparison.seeds), 'seed')}, "
-        f"{comparison.seconds:g} seconds each; {len(runs)} of {wanted} videos are finished. "
+        f"videos of {comparison.seconds:g} s; {len(runs)} of {wanted} videos are finished. "
         "All policies were given the same noise.</p>"
     )
 

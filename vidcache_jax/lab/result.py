@@ -73,15 +73,15 @@ class Result:
         path = folder / FILE
         try:
             content = json.loads(path.read_text())
-            as_array = lambda values: np.array(
-                [math.nan if x is None else x for x in values], np.float64
-            )
+            number = lambda x: math.nan if x is None else float(x)
             cost = content["cost"]
             return cls(
                 settings=content["settings"],
                 frames_per_second=content["frames_per_second"],
                 frames=np.array(content["frames"], np.int64),
-                series={name: as_array(values) for name, values in content["series"].items()},
+                series={
+                    name: np.array([*map(number, xs)]) for name, xs in content["series"].items()
+                },
                 cost=Cost(**{**cost, "chunk": cost["chunk"] or math.nan}),
                 machine=content["machine"],
             )
