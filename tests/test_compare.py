@@ -1,6 +1,8 @@
 """`vidcache compare` and `export-vbench` as a user meets them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from vidcache_jax.commands import compare
 from vidcache_jax.commands.policy_text import read_policy
 from vidcache_jax.lab import vbench
 
+ROOT = Path(__file__).parents[1]
 POLICY = "sliding-window:window_size=6,sink_size=0"
 
 
@@ -128,11 +131,19 @@ def test_prompts_from_a_file_one_of_them_bad_interrupted_and_continued(
              "figures.json", "report.html", "comparison.json"}  # fmt: skip
     assert {path.name for path in out.iterdir()} == names
 
+    assert main(["export-vbench", str(out)]) == 0
     place = vbench.policy_folder(out, POLICY)
     assert len(list((place / "videos").iterdir())) == 4
     (place / "r_eval_results.json").write_text(json.dumps({"motion_smoothness": [0.875, []]}))
     assert main(["export-vbench", str(out), "--read-back"]) == 0
     assert "<td>motion_smoothness</td><td>0.875</td>" in (out / "report.html").read_text()
+
+
+def test_the_command_line_starts_without_matplotlib():
+    program = "import sys, vidcache_jax.cli; print('matplotlib' in sys.modules)"
+    run = [sys.executable, "-c", program]
+    printed = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "False"
 
 
 def test_export_of_what_is_no_comparison(tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
 from vidcache_jax.commands.policy_text import read_policy
@@ -146,7 +146,7 @@ def read_settings(folder: Path) -> CompareArgs:
     return CompareArgs(**{**rest, **tuples, "out": folder})
 
 
-def _columns():
+def _columns() -> list[ProgressColumn]:
     return [
         TextColumn("{task.description}"),
         BarColumn(),

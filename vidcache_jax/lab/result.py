@@ -74,14 +74,12 @@ class Result:
         try:
             content = json.loads(path.read_text())
             number = lambda x: math.nan if x is None else float(x)
-            cost = content["cost"]
+            cost, series = content["cost"], content["series"]
             return cls(
                 settings=content["settings"],
                 frames_per_second=content["frames_per_second"],
                 frames=np.array(content["frames"], np.int64),
-                series={
-                    name: np.array([*map(number, xs)]) for name, xs in content["series"].items()
-                },
+                series={name: np.array([*map(number, values)]) for name, values in series.items()},
                 cost=Cost(**{**cost, "chunk": cost["chunk"] or math.nan}),
                 machine=content["machine"],
             )
