@@ -151,7 +151,7 @@ def machine(model: VideoModel) -> dict[str, str]:
     """What the figures were made with."""
     device = jax.devices()[0]
     return {
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "device": f"{jax.device_count()} x {device.device_kind}",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
         "vidcache_jax": vidcache_jax.__version__,
