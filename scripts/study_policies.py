@@ -203,9 +203,8 @@ on a model this small may hold on a large one, and the other way round.
 
 ## Cost
 
-Of the machine as busy as it was meanwhile, so good for the cache alone where others use it too; the
-README has times of quieter runs. A chunk is three frames. The first has the compilation in it, unless
-the compilation cache had the program.
+Times are of the machine as busy as it was meanwhile; the README has some of quieter runs. A chunk
+is three frames. The first has the compilation in it, unless the compilation cache had the program.
 
 {table(["", "cache, MiB", "a chunk, ms", "slowest first chunk, s"], cost_table(runs))}
 
