@@ -14,7 +14,6 @@ time and is expected in half of the frames. The *last tenth* is that of each vid
 """
 
 import dataclasses
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 import vidcache_jax as vj
-from vidcache_jax.tiny import paint, world
 from vidcache_jax.tiny.spotting import Spotted, spot
+from vidcache_jax.tiny.suite import prompt_of, told_scenes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ def main(args: Args) -> None:
     )  # fmt: skip
     for name in args.policies:
         scores = np.array([
-            score(model, name, *told, args) for told in prompts()[: args.videos]
+            score(model, name, *told, args) for told in told_scenes()[: args.videos]
         ])  # fmt: skip
         table.add_row(name, *(f"{share:.0%}" for share in np.nanmean(scores, axis=0)))
     Console(width=100).print(table)
@@ -70,20 +69,11 @@ def policy_of(name: str, budget: int, model: vj.VideoModel) -> vj.CachePolicy:
     }[name]()
 
 
-def prompts() -> list[tuple[str, str, str, str]]:
-    """(colour, shape, motion, place); neighbours in the list differ in everything."""
-    pairs = itertools.product(paint.SHAPES, paint.COLOURS)
-    return [
-        (colour, shape, world.MOTIONS[i % 4], paint.PLACES[i % 5])
-        for i, (shape, colour) in enumerate(pairs)
-    ]
-
-
 def score(
     model: vj.VideoModel, name: str, colour: str, shape: str, motion: str, place: str, args: Args,
 ) -> list[float]:  # fmt: skip
     """[found, found in the last tenth, motion] of one video."""
-    text = f"a {colour} {shape} {motion} in the {place}, camera still"
+    text = prompt_of(colour, shape, motion, place)
     policy = policy_of(name, args.budget, model)
     session = vj.Session(model, policy, prompt=text, seed=args.seed)
     frames = np.concatenate(list(session.generate(args.seconds)))

@@ -25,17 +25,18 @@ LAYERS = (
     {"models"},
     {"tiny", "text", "checkpoint"},
     {"pipeline"},
-    {"loading"},
+    {"loading", "metrics"},
     {"sampling"},
     {"profiling"},
     {"testing", "planning"},
     {""},
+    {"lab"},
     {"commands"},
     {"cli"},
     {"__main__"},
 )
 # Nothing imports "testing" (it needs the test extra), and these parts know no model by name.
-MODELS_BY_NAME = {"tiny", "pipeline", "loading"}
+MODELS_BY_NAME = {"tiny", "pipeline", "loading", "metrics"}
 HIDDEN = {part: MODELS_BY_NAME for part in ("sampling", "profiling", "testing", "planning")}
 MAY_IMPORT = {
     part: set().union(*LAYERS[:row]) - HIDDEN.get(part, set()) - {"testing"}

@@ -45,7 +45,7 @@ def run(command: str, folder: Path) -> str:
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
     using = {"generate-command", "generate-example", "python-example", "pipeline-command",
-             "convert-command", "profile-command"}  # fmt: skip
+             "convert-command", "profile-command", "compare-command"}  # fmt: skip
     parts = ("bench", "bench-prompts", "bench-tether", "bench-heads", "bench-ispa", "bench-wan",
              "study-ispa", "future")  # fmt: skip
     measuring = {f"{part}-command" for part in parts}
@@ -67,6 +67,28 @@ def test_command_makes_its_files(tmp_path, name, files):
         if frames:
             with av.open(str(tmp_path / file)) as container:
                 assert sum(1 for _ in container.decode(video=0)) == frames
+
+
+@pytest.mark.slow
+def test_compare_command_in_small(tmp_path):
+    """The documented command, shortened to a second; then what else is said of its folder."""
+    run(f"{blocks()['compare-command'].strip()} --seconds 1", tmp_path)
+    out = tmp_path / "comparison"
+    assert "6 of 6 videos are finished" in (out / "report.html").read_text()
+    assert len(list((out / "videos").glob("*.mp4"))) == 2
+    assert len((out / "videos.csv").read_text().splitlines()) == 1 + 6
+    run("vidcache export-vbench comparison && vidcache export-vbench comparison --read-back",
+        tmp_path)  # fmt: skip
+    assert len(list((out / "vbench").glob("*/videos/*.mp4"))) == 6
+
+
+@pytest.mark.slow
+def test_study_runs_in_small(tmp_path):
+    small = "--videos 2 --seeds 0 --seconds 3 --variants sliding-window:sink_size=0 tethercache"
+    run(f"python {ROOT}/scripts/study_policies.py {small} --work-dir . --write study.md", tmp_path)
+    report = (tmp_path / "study.md").read_text()
+    assert "**2 prompts, 1 seed, 3 seconds**" in report and "This is a small run" in report
+    assert re.search(r"TetherCache's latents drift less.* \| (shows|open|the opposite) \|", report)
 
 
 def test_python_example(tmp_path, monkeypatch, capsys):

@@ -2,9 +2,15 @@
 
 import sys
 
-from vidcache_jax.commands import generate, plan, profile_heads
+from vidcache_jax.commands import compare, export_vbench, generate, plan, profile_heads
 
-COMMANDS = {"generate": generate, "plan": plan, "profile-heads": profile_heads}
+COMMANDS = {
+    "generate": generate,
+    "compare": compare,
+    "plan": plan,
+    "profile-heads": profile_heads,
+    "export-vbench": export_vbench,
+}
 
 USAGE = "usage: vidcache COMMAND [options]\n\ncommands:\n" + "\n".join(
     f"  {name:15}{(module.__doc__ or '').splitlines()[0]}" for name, module in COMMANDS.items()

@@ -5,11 +5,13 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vidcache_jax as vj
 from tests.toy import toy_model, toy_wan_model
+from vidcache_jax.models.codec import to_uint8
 from vidcache_jax.sampling.session import chunks_for
 
 PROMPT = "a red circle bounces"
@@ -125,6 +127,16 @@ def test_cache_reports_its_buffers_and_fill(model):
     video(session, 6 / 8)
     assert session.cache_fill == pytest.approx(1.0)
     assert session.chunks_made == 3
+
+
+def test_latents_are_those_of_the_last_chunk(model):
+    session = vj.Session(model, POLICIES["sliding-window"], prompt=PROMPT)
+    with pytest.raises(ValueError, match="before the first chunk"):
+        _ = session.latents
+    for frames in session.generate(6 / 8):
+        latents = jnp.asarray(session.latents)[None]
+        decoded, _ = model.codec.decode(model.codec_params, latents, ())
+        np.testing.assert_allclose(frames, np.asarray(to_uint8(decoded[0])), atol=1)
 
 
 def test_cache_is_donated(model):

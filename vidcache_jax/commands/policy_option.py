@@ -39,11 +39,17 @@ def take_policy_name(argv: list[str]) -> tuple[str, list[str]]:
     return name, rest
 
 
+def default_policy(name: str) -> CachePolicy:
+    """A policy of the command line when nothing is said of its hyper-parameters."""
+    policy: Any = POLICIES[name]
+    # The CLI's window keeps the first frames: without a sink a long video forgets how it began.
+    return policy(sink_size=3) if policy is SlidingWindow else policy()
+
+
 def with_policy_options(args_type: type, name: str) -> type:
     """The command's argument dataclass, extended by the options of one policy."""
     policy: Any = POLICIES[name]
-    # The CLI's window keeps the first frames: without a sink a long video forgets how it began.
-    default = policy(sink_size=3) if policy is SlidingWindow else policy()
+    default = default_policy(name)
     annotated = tyro.conf.OmitArgPrefixes[policy]
     return dataclasses.make_dataclass(
         args_type.__name__,

@@ -129,6 +129,7 @@ class Session:
         self._decoder_state = model.codec.init_state(1, *model.latent_size)
         self._chunks_made = 0
         self._fill = 0.0
+        self._latents: Latents | None = None
         self._prefix_frames = self._begin_with(chunks)
 
     @property
@@ -150,6 +151,17 @@ class Session:
     def cache_fill(self) -> float:
         """Share of the cache's tokens that the last chunk could attend to, 0 to 1."""
         return float(self._fill)
+
+    @property
+    def latents(self) -> Float[np.ndarray, "F Y X C"]:
+        """What the last chunk's frames were decoded from.
+
+        Raises:
+          ValueError: no chunk has been made.
+        """
+        if self._latents is None:
+            raise ValueError("there are no latents before the first chunk")
+        return np.asarray(self._latents[0], np.float32)
 
     def generate(self, seconds: float) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
         """Yields the frames of each chunk, until `seconds` more are made (whole chunks).
@@ -189,6 +201,7 @@ class Session:
 
     def _decode(self, latents: Latents) -> UInt8[np.ndarray, "f height width 3"]:
         """The pixels of the next chunk, which is committed already."""
+        self._latents = latents
         frames, self._decoder_state = decode_chunk(
             self.model.codec, self.model.codec_params, latents, self._decoder_state
         )

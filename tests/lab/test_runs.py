@@ -1,0 +1,151 @@
+"""A comparison loses nothing: not to an interruption, not to a bad prompt; and is always equal."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import vidcache_jax as vj
+from tests.lab.comparisons import LABELS, PROMPTS, comparison
+from tests.toy import toy_model
+from vidcache_jax.lab.figures import finished
+from vidcache_jax.lab.outputs import write_outputs
+from vidcache_jax.lab.runs import run_all, run_folder, unfinished
+from vidcache_jax.metrics.table import METRICS
+
+FIGURES = ("chunks.csv", "videos.csv", "policies.csv", "figures.json")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a comparison that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run_all(comparison(), folder) == ()
+    write_outputs(comparison(), folder)
+    return folder
+
+
+def figures(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FIGURES}
+
+
+def test_every_run_has_its_video_picture_and_figures(whole):
+    runs = finished(comparison(), whole)
+    assert len(runs) == 8
+    for run, result in runs:
+        with av.open(str(run_folder(run, whole) / "video.mp4")) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 9
+            assert container.metadata["title"] == run.prompt
+        assert result.frames.tolist() == [3, 3, 3]
+        np.testing.assert_allclose(result.seconds, [0, 3 / 8, 6 / 8])
+        assert result.series.keys() <= METRICS.keys() and len(result.series) == 8
+        session = vj.Session(comparison().model, run.policy, prompt=run.prompt)
+        assert result.cost.cache_bytes == session.cache_nbytes
+        assert 0 < result.cost.chunk < result.cost.first_chunk + 10
+
+
+def test_all_policies_are_given_the_same_noise(whole):
+    """In the first chunk nothing is remembered yet, so it can differ by rounding alone."""
+    runs = finished(comparison(), whole)
+    for prompt in PROMPTS:
+        first, other = (r for run, r in runs if run.prompt == prompt and run.seed == 0)
+        for name, values in first.series.items():
+            np.testing.assert_allclose(other.series[name][0], values[0], atol=1e-3)
+    assert len({r.series["brightness"][0] for _, r in runs}) >= 4
+
+
+def test_videos_and_pictures_side_by_side(whole):
+    assert len(list((whole / "videos").iterdir())) == 4
+    for path in (whole / "videos").iterdir():
+        with av.open(str(path)) as container:
+            sizes = {(frame.width, frame.height) for frame in container.decode(video=0)}
+        assert sizes == {(2 * 32 + 4, 16 + 2 * 14)}
+    for path in (whole / "pictures").iterdir():
+        with Image.open(path) as picture:
+            assert picture.height == 2 * (2 * 14 + 16 + 4 + 14 + 4)
+
+
+class Stop:
+    """Ctrl-C after some chunks."""
+
+    def __init__(self, chunks: int):
+        self.left = chunks
+
+    def __call__(self, run):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_comparison_continues_to_the_same_bytes(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_all(comparison(), tmp_path, on_chunk=Stop(5))
+    assert len(unfinished(comparison(), tmp_path)) == 7
+    (kept,) = (tmp_path / "runs").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    # What a process leaves that is killed rather than interrupted.
+    torn = run_folder(comparison().runs[1], tmp_path)
+    torn = torn.with_name(f".{torn.name}.partial")
+    torn.mkdir()
+    (torn / "result.json").write_text("{")
+    chunks = []
+    assert run_all(comparison(), tmp_path, on_chunk=chunks.append) == ()
+    assert len(chunks) == 7 * 3
+    assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == before
+    assert not list((tmp_path / "runs").glob(".*"))
+    write_outputs(comparison(), tmp_path, with_videos=False)
+    assert figures(tmp_path) == figures(whole)
+
+
+def test_the_order_of_seeds_changes_nothing(whole):
+    before = figures(whole)
+    permuted = comparison(seeds=(1, 0, 1))
+    assert unfinished(permuted, whole) == []
+    write_outputs(permuted, whole)
+    assert figures(whole) == before
+
+
+def test_more_seeds_or_other_settings_are_only_what_is_missing(whole):
+    more = unfinished(comparison(seeds=(0, 1, 2)), whole)
+    assert {run.seed for run in more} == {2} and len(more) == 4
+    assert len(unfinished(comparison(seconds=2.0), whole)) == 8
+    other = toy_model(timestep_shift=3.0)
+    assert len(unfinished(comparison(model=other), whole)) == 8
+
+
+def test_a_bad_prompt_and_a_policy_that_cannot_serve_cost_only_their_own(tmp_path):
+    bad = comparison(
+        policies={**comparison().policies, "small": vj.FullCache(capacity=6)},
+        prompts=("a red elephant", PROMPTS[0]),
+        seeds=(0,),
+    )
+    told = []
+    failures = run_all(bad, tmp_path, on_failure=told.append)
+    assert list(failures) == told
+    assert [(f.run.label, f.run.prompt) for f in failures] == [
+        *((label, "a red elephant") for label in bad.policies),
+        ("small", PROMPTS[0]),
+    ]
+    assert "'elephant'" in failures[0].reason and "holds 6" in failures[-1].reason
+    report = write_outputs(bad, tmp_path, failures).read_text()
+    assert "Could not be made" in report and "elephant" in report and "2 of 6 videos" in report
+    assert {run.label for run, _ in finished(bad, tmp_path)} == set(LABELS)
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    one = comparison(policies={"full": vj.FullCache(12)}, prompts=PROMPTS[:1], seeds=(0,))
+    run_all(one, tmp_path)
+    path = run_folder(one.runs[0], tmp_path) / "result.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "cost": None}))
+    with pytest.raises(ValueError, match="result.json is damaged.*remove"):
+        write_outputs(one, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["policies", "prompts", "seeds"])
+def test_a_comparison_of_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=f"needs {name}"):
+        comparison(**{name: {} if name == "policies" else ()})

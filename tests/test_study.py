@@ -1,0 +1,67 @@
+"""What the study concludes, from figures known by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from scripts.study_policies import CLAIMS, Claim, difference, finished_by_all, report, verdict
+from tests.lab.comparisons import LABELS, comparison
+from vidcache_jax.lab.figures import Finished, Interval
+from vidcache_jax.lab.result import Cost, Result
+from vidcache_jax.metrics.table import METRICS
+
+COMPARISON = comparison(prompts=("p", "q", "r"))
+
+
+def finished(values: dict[tuple[str, str], float]) -> Finished:
+    """Videos of one chunk; the figure by label and prompt, the seed added to it."""
+    cost = Cost(2**20, 2.0, 0.5, None)
+    machine = {"device": "1 x cpu", "jax": "0.10.2"}
+    made = []
+    for run in COMPARISON.runs:
+        value = values.get((run.label, run.prompt))
+        if value is not None:
+            series = {"motion": np.array([value + run.seed], np.float64)}
+            made.append((run, Result({}, 1.0, np.array([2]), series, cost, machine)))
+    return made
+
+
+def test_a_difference_is_paired_by_prompt():
+    """Prompts lie far apart, the variants by 1, 2 and 3: 2 +- 4.302653 * 1 / sqrt(3)."""
+    better, worse = LABELS
+    runs = finished({
+        (better, "p"): 101, (worse, "p"): 100,
+        (better, "q"): 12, (worse, "q"): 10,
+        (better, "r"): 4, (worse, "r"): 1,
+    })  # fmt: skip
+    claim = Claim("moves more", better, worse, "motion", "mean")
+    interval = difference(runs, claim)
+    assert interval.mean == 2 and interval.prompts == 3
+    assert interval.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "sign", "expected"),
+    [
+        (2, 1, 1, "shows"), (2, 1, -1, "the opposite"), (-2, 1, -1, "shows"),
+        (-2, 1, 1, "the opposite"), (1, 2, 1, "open"), (1, 2, -1, "open"),
+        (9, math.nan, 1, "open"),
+    ],
+)  # fmt: skip
+def test_verdicts(mean, half_width, sign, expected):
+    assert verdict(Interval(mean, half_width, 3), sign) == expected
+
+
+def test_only_what_every_variant_has_finished_counts():
+    first, second = LABELS
+    runs = finished({(first, "p"): 1, (second, "p"): 2, (first, "q"): 3})
+    kept = finished_by_all(runs, COMPARISON)
+    assert {run.prompt for run, _ in kept} == {"p"} and len(kept) == 4
+    text = report(kept, COMPARISON)
+    assert "**1 prompt, 2 seeds, 1.125 seconds**, 2 variants, 4 videos (12 were to be made)" in text
+    assert "This is a small run, not the study" in text
+
+
+def test_claims_are_of_known_figures():
+    assert all(claim.figure in METRICS for claim in CLAIMS)

@@ -1,0 +1,155 @@
+"""Several policies on the same prompts and seeds, measured and shown."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+from vidcache_jax.commands.compilation_cache import enable_compilation_cache
+from vidcache_jax.commands.policy_text import read_policy
+from vidcache_jax.lab.comparison import Comparison, Run, read_prompts
+from vidcache_jax.lab.figures import write_text
+from vidcache_jax.lab.outputs import write_outputs
+from vidcache_jax.lab.runs import Failure, run_all, unfinished
+from vidcache_jax.loading import load_model
+from vidcache_jax.sampling.session import chunks_for
+
+SETTINGS = "comparison.json"
+SPRITE_MODELS = ("tiny",)
+"""Models of the sprite world, of whose videos the truth is known."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareArgs:
+    """Compare cache policies: which drifts, which remembers, what each costs.
+
+    Makes a video for each policy, prompt and seed, with the same noise for all policies, and writes
+    a folder of videos side by side, pictures, tables and a report to open in a browser. What is
+    finished is kept: the same command continues after an interruption, and goes on where it was
+    when prompts, seeds or policies are added.
+    """
+
+    policies: tuple[str, ...] = ("sliding-window", "tethercache")
+    """Each NAME or NAME:OPTION=VALUE,OPTION=VALUE, as in sliding-window:window_size=21,sink_size=0.
+    The options are those of vidcache generate --policy NAME --help."""
+    prompts: tuple[str, ...] = (
+        "a red circle drifts left in the meadow, camera still",
+        "a green square bounces at sea, camera still",
+    )
+    """Texts, or files ending in .txt with one prompt a line."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the noise, the same for all policies."""
+    seconds: float = 60.0
+    """Length of each video; rounded up to whole chunks."""
+    out: Path = Path("comparison")
+    """Folder for everything; made if it is not there."""
+    model: str = "tiny"
+    """The model to run."""
+    scale: int = 4
+    """Enlarge every pixel to scale x scale in the videos."""
+    compilation_cache: Path = Path("~/.cache/vidcache_jax")
+    """Folder in which compiled programs are kept, so that the next run starts faster."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; 0 if every video was made, 1 if some could not be."""
+    console = Console(stderr=True)
+    args = tyro.cli(CompareArgs, args=argv, prog="vidcache compare")
+    try:
+        enable_compilation_cache(args.compilation_cache)
+        comparison = comparison_of(args)
+        return compare(comparison, args, console)
+    except (ValueError, OSError) as error:
+        console.print(f"vidcache compare: {error}", style="red", markup=False, highlight=False)
+        return 2
+
+
+def comparison_of(args: CompareArgs) -> Comparison:
+    """Raises ValueError if a policy or the model is unknown, or there are no prompts."""
+    model = load_model(args.model)
+    num_frames = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
+    return Comparison(
+        model=model,
+        policies={text: read_policy(text, num_frames, model.head_roles) for text in args.policies},
+        prompts=read_prompts(args.prompts),
+        seeds=args.seeds,
+        seconds=args.seconds,
+        scale=args.scale,
+        of_sprites=args.model in SPRITE_MODELS,
+    )
+
+
+def compare(comparison: Comparison, args: CompareArgs, console: Console) -> int:
+    """Makes what is missing and writes the report; returns the exit status.
+
+    Raises:
+      ValueError: a result of an earlier run is damaged. OSError: the folder cannot be written.
+    """
+    folder = args.out
+    folder.mkdir(parents=True, exist_ok=True)
+    # The settings as given, so that other commands can find the runs again.
+    given = {**dataclasses.asdict(args), "prompts": comparison.prompts, "out": None,
+             "compilation_cache": None}  # fmt: skip
+    write_text(folder / SETTINGS, json.dumps(given, indent=1, ensure_ascii=False))
+    todo = unfinished(comparison, folder)
+    chunks = chunks_for(comparison.seconds, comparison.model)
+    say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(f"{len(todo)} of {len(comparison.runs)} videos are to be made, {chunks} chunks each")
+    failures: tuple[Failure, ...] = ()
+    is_complete, began = True, time.perf_counter()
+    with Progress(*_columns(), console=console) as progress:
+        task = progress.add_task("starting", total=len(todo) * chunks)
+
+        def on_chunk(run: Run) -> None:
+            what = f"{run.label}, seed {run.seed}"
+            progress.update(task, advance=1, description=what.replace("[", r"\["))
+
+        told: set[str] = set()
+
+        def on_failure(failure: Failure) -> None:
+            progress.update(task, advance=chunks)
+            # One bad prompt fails under every policy and seed, for one reason.
+            if failure.reason not in told:
+                who = f"{failure.run.label} on {failure.run.prompt!r}"
+                say(f"could not be made: {who}: {failure.reason}")
+            told.add(failure.reason)
+
+        try:
+            failures = run_all(comparison, folder, on_chunk=on_chunk, on_failure=on_failure)
+        except KeyboardInterrupt:
+            is_complete = False
+    left = len(unfinished(comparison, folder)) - len(failures)
+    if not is_complete:
+        say(f"interrupted; {left} videos are missing, the same command goes on")
+    report = write_outputs(comparison, folder, failures, with_videos=is_complete)
+    say(f"wrote {report} after {time.perf_counter() - began:.1f} s")
+    return 130 if not is_complete else 1 if failures else 0
+
+
+def read_settings(folder: Path) -> CompareArgs:
+    """The arguments with which a folder was made.
+
+    Raises:
+      ValueError: the folder holds no comparison.
+    """
+    path = folder / SETTINGS
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} holds no comparison: cannot read {path.name}") from error
+    tuples = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    rest = {name: value for name, value in given.items() if value is not None}
+    return CompareArgs(**{**rest, **tuples, "out": folder})
+
+
+def _columns() -> list[ProgressColumn]:
+    return [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("chunk {task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    ]

@@ -1,0 +1,135 @@
+"""What a comparison consists of, and the name under which each run's result is kept."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import vidcache_jax
+from vidcache_jax.cache.policy import CachePolicy
+from vidcache_jax.models.video_model import VideoModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One video: a policy, a prompt, a seed."""
+
+    label: str
+    """Of the policy, as the user named it."""
+    policy: CachePolicy
+    prompt: str
+    seed: int
+    seconds: float
+    scale: int
+    model: str
+    """Its name, its frame size and how it is sampled."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the figures depend on, for JSON; a result is found again by these."""
+        return {
+            "model": self.model,
+            "policy": repr(self.policy),
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "scale": self.scale,
+            "version": vidcache_jax.__version__,
+        }
+
+    @property
+    def name(self) -> str:
+        """Readable, fit for a file, and of no other settings."""
+        kind = type(self.policy).__name__.lower()
+        return f"{kind}-{slug(self.prompt)}-seed{self.seed}-{digest(self.settings)}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Comparison:
+    """Every policy on every prompt with every seed.
+
+    A chunk's noise follows from the seed, the chunk's number and the denoise step alone
+    (`sampling.rollout.chunk_noise`), so all policies are given the same.
+
+    Attributes:
+      policies: by label.
+      prompts, seeds: in any order, each counted once.
+      seconds: of each video; rounded up to whole chunks.
+      scale: pixels of the videos are repeated scale x scale times.
+      of_sprites: the model shows the sprite world and its truths are measured.
+
+    Raises:
+      ValueError: there is no policy, prompt or seed.
+    """
+
+    model: VideoModel
+    policies: Mapping[str, CachePolicy]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    seconds: float
+    scale: int = 1
+    of_sprites: bool = False
+
+    def __post_init__(self):
+        for name in ("policies", "prompts", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"a comparison needs {name}; none are given")
+        object.__setattr__(self, "prompts", tuple(dict.fromkeys(self.prompts)))
+        # Sorted, so that no figure depends on the order in which seeds were given.
+        object.__setattr__(self, "seeds", tuple(sorted(set(self.seeds))))
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Policies innermost, so that an interrupted comparison still compares."""
+        height, width = self.model.frame_size
+        model = f"{self.model.name}, {height} x {width} pixels, {self.model.rollout}"
+        return tuple(
+            Run(
+                label=label,
+                policy=policy,
+                prompt=prompt,
+                seed=seed,
+                seconds=self.seconds,
+                scale=self.scale,
+                model=model,
+            )
+            for prompt in self.prompts
+            for seed in self.seeds
+            for label, policy in self.policies.items()
+        )
+
+
+def slug(text: str, length: int = 40) -> str:
+    """Lower-case words joined by hyphens, for file names that one can read."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-")
+
+
+def digest(settings: Any) -> str:
+    """Eight hexadecimal digits of settings that JSON can hold."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def read_prompts(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Prompts as given, a file (.txt) being replaced by its lines that are not empty.
+
+    Raises:
+      ValueError: a file cannot be read or has no prompt; the message names it.
+    """
+    prompts: list[str] = []
+    for text in given:
+        if not text.endswith(".txt"):
+            prompts.append(text)
+            continue
+        try:
+            lines = Path(text).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read prompts from {text}: {error}") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise ValueError(f"{text} has no prompt; write one a line")
+        prompts += found
+    return tuple(prompts)
