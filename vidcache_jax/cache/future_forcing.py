@@ -86,9 +86,9 @@ class FutureForcing(CachePolicy):
       history_norm: ``"age"`` divides a token's history by the chunks since it came, its own
         included; ``"t"``, Eq. 2 to the letter, by all chunks so far, to every new token's loss.
       proxy_token_stride: takes every so many tokens of the canonical query, row by row, as proxies.
-        1 is the paper's method, whose two passes are a quarter of a chunk's work at 1,560 tokens
-        a frame; the work falls with the stride, and so does what proxies know, by how few are
-        left (`scripts/proxy_quality.py`).
+        1 is the paper's method, whose two passes are 28 % of a chunk's work at 1,560 tokens a
+        frame and 18 frames. Work falls with the stride, and with it what is foreseen of tokens far
+        from the next proxy: avoid divisors of the grid's columns (`scripts/proxy_quality.py`).
       rope_remap: frame positions after an eviction. ``"slot"``: tokens in (frame, token) order
         fill pseudo-frames of N; ``"frame_rank"``: every frame of which something is left counts
         one, which may exceed B; ``"none"``: frames keep their numbers.
