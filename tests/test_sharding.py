@@ -10,9 +10,11 @@ import pytest
 
 from tests.models.cases import QUICK, case
 from vidcache_jax.cache import (
+    ISPA,
     POLICIES,
     CacheSpec,
     FullCache,
+    FutureForcing,
     HeadForcing,
     HeadRoles,
     SlidingWindow,
@@ -38,6 +40,8 @@ SMALL = {
         episodic_size=2,
         update_interval=1,
     ),
+    "future-forcing": FutureForcing(7, delta_max=2),
+    "ispa": ISPA(SlidingWindow(7, 2), warmup_frames=12),
 }
 MESHES = {
     "data": dict(data=2), "heads": dict(heads=4), "heads-sequence": dict(heads=4, sequence=2),
