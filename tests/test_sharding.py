@@ -40,7 +40,8 @@ SMALL = {
         episodic_size=2,
         update_interval=1,
     ),
-    "future-forcing": FutureForcing(7, delta_max=2),
+    # With profiles of fewer steps many tokens are equally near, and rounding routes them.
+    "future-forcing": FutureForcing(7, delta_max=6),
     "ispa": ISPA(SlidingWindow(7, 2), warmup_frames=12),
 }
 MESHES = {
@@ -57,34 +58,31 @@ def layout(name: str, shard_weights: bool = False) -> Layout:
 
 @functools.cache
 def run(policy, layout):
-    """(latents of each chunk, leaves of the last cache, HLO of the chunk program)."""
+    """(latents of each chunk, leaves of the last state, HLO of the chunk program)."""
     rollout = Rollout(CASE.config, CONFIG, policy, layout)
     params = CASE.params
     if layout.mesh:
         params = jax.device_put(params, layout.params(params))
     state = rollout.init(CASE.batch, CASE.latent_size, jnp.float32)
-    placed = [leaf.sharding for leaf in jax.tree.leaves(state.cache)]
-    treedef = jax.tree.structure(state.cache)
+    leaves, treedef = jax.tree.flatten(state)
+    placed = [leaf.sharding for leaf in leaves]
 
-    def step(params, cache, next_frame, *inputs):
-        state = type(before)(jax.tree.unflatten(treedef, cache), next_frame)
-        state, result = rollout.step(params, state, *inputs)
-        return jax.tree.leaves(state.cache), state.next_frame, result.latents
+    def step(params, leaves, *inputs):
+        state, result = rollout.step(params, jax.tree.unflatten(treedef, leaves), *inputs)
+        return jax.tree.leaves(state), result.latents
 
-    before, latents = state, []
     jitted = jax.jit(step, donate_argnums=1, compiler_options=QUICK)
     inputs = lambda i: (
         CASE.text_kv, jnp.asarray(CASE.latents(2 * i, CASE.batch, 3)),
         jnp.asarray(CASE.latents(2 * i + 1, STEPS - 1, CASE.batch, 3)),
     )  # fmt: skip
-    cache, frame = jax.tree.leaves(state.cache), state.next_frame
-    compiled = jitted.lower(params, cache, frame, *inputs(0)).compile()
+    compiled, latents = jitted.lower(params, leaves, *inputs(0)).compile(), []
     for i in range(CHUNKS):
-        cache, frame, made = compiled(params, cache, frame, *inputs(i))
+        leaves, made = compiled(params, leaves, *inputs(i))
         latents.append(np.asarray(made))
-    for leaf, sharding in zip(cache, placed, strict=True):
+    for leaf, sharding in zip(leaves, placed, strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    return np.stack(latents), [np.asarray(leaf) for leaf in cache], compiled.as_text() or ""
+    return np.stack(latents), [np.asarray(leaf) for leaf in leaves], compiled.as_text() or ""
 
 
 def assert_equals_one_device(policy, layout):
@@ -96,7 +94,9 @@ def assert_equals_one_device(policy, layout):
         if np.issubdtype(mine.dtype, np.integer):
             np.testing.assert_array_equal(mine, theirs)
         else:
-            np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
+            # ISPA's products are sums of large terms, of which little may be left.
+            atol = 2e-5 * max(1, np.abs(theirs).max())
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol)
 
 
 def test_every_policy_is_tried():
@@ -131,6 +131,11 @@ def test_traffic_is_what_the_formula_says(name):
     video = TOKENS * 4  # float32, one video on a chip
     exchange = ("all-to-all", video * width // 4)
     assert counted.pop(exchange) == 4 * layers * passes
+    if name == "ispa":
+        # Its warm-up multiplies whole streams with each other: their tokens are gathered, and
+        # three products of the width summed. All of it ends with the warm-up.
+        assert all(nbytes <= 3 * 4 * width**2 for _, nbytes in counted), counted
+        return
     # v of a head group in every pass, and k twice: the compiler rotates it in parts.
     gathers = counted.pop(("all-gather", video * width // 2))
     assert gathers == 3 * layers * passes
@@ -141,10 +146,11 @@ def test_traffic_is_what_the_formula_says(name):
         # wants them whole: 1.5 MiB a layer and pass of Wan 1.3B, whatever the cache holds.
         prompt = ("all-gather", CASE.config.text_len * width * 4)
         assert counted.pop(prompt) == layers * passes
-    # Reductions of a policy over heads: a few numbers for each frame that is held, or one for each
-    # token of two frames that are merged.
+    # Of a policy over heads or queries: a few numbers for each token that a chip's heads hold,
+    # where keys and values have 24.
+    held = 2 * 7 * TOKENS // 3
     for (kind, nbytes), _ in counted.items():
-        assert kind == "all-reduce" and nbytes <= max(4 * 12, 4 * 2 * TOKENS // 3), counted
+        assert kind in ("all-reduce", "collective-permute") and nbytes <= 2 * 4 * held, counted
 
 
 def test_the_cache_stays_where_it_is():

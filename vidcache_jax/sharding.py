@@ -141,12 +141,18 @@ class Layout:
         shardings = [self.named(*map(AXIS_OF.get, own)) for own in axis_letters(tree)]
         return jax.tree.unflatten(treedef, map(jax.lax.with_sharding_constraint, leaves, shardings))
 
-    def video_specs(self, tree: Any) -> list[PartitionSpec]:
-        """Where the videos are in each leaf of a tree of annotated dataclasses."""
-        return [
-            PartitionSpec(*(DATA if letter == "B" else None for letter in own))
-            for own in axis_letters(tree)
-        ]
+    def kept(self, tree: Any) -> Any:
+        """A tree divided by heads as `placed` did, within `Rollout.step`."""
+        leaves, treedef = jax.tree.flatten(tree)
+        return jax.tree.unflatten(
+            treedef,
+            map(jax.lax.with_sharding_constraint, leaves, self.specs(tree, HEADS)),
+        )
+
+    def specs(self, tree: Any, axis: str) -> list[PartitionSpec]:
+        """Where a mesh axis divides each leaf of a tree of annotated dataclasses."""
+        only = lambda letter: axis if AXIS_OF.get(letter) == axis else None
+        return [PartitionSpec(*map(only, own)) for own in axis_letters(tree)]
 
     def params(self, params: Params) -> Any:
         """Sharding of every parameter: whole, or a layer's kernels in parts."""
@@ -181,7 +187,8 @@ ONE_DEVICE = Layout()
 def axis_letters(tree: Any) -> list[tuple[str, ...]]:
     """Letters of the axis legend for each leaf, from the annotation of its dataclass field.
 
-    ``Float[Array, "*stack B N S H"]`` in a stacked cache gives ("L", "B", "N", "S", "H").
+    ``Float[Array, "*stack B N S H"]`` in a stacked cache gives ("L", "B", "N", "S", "H"). Axes
+    that are spelled by a variadic name in capitals, ``"*LB D D"``, are its last letters.
 
     Raises:
       TypeError: an array lies in something else than an annotated dataclass.
@@ -199,7 +206,10 @@ def axis_letters(tree: Any) -> list[tuple[str, ...]]:
         names = getattr(hints[field.name], "dim_str", None)
         if names is not None:
             own = [name for name in names.split() if not name.startswith("*")]
-            letters.append(("L",) * (value.ndim - len(own)) + tuple(own))
+            spelled = next((name[1:] for name in names.split() if name.startswith("*")), "")
+            leading = value.ndim - len(own)
+            spelled = spelled if spelled.isupper() else "L" * leading
+            letters.append((*spelled[len(spelled) - leading :], *own))
         else:
             letters += axis_letters(value)
     return letters

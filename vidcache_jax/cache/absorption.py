@@ -33,11 +33,11 @@ Matrix = Float[Array, "D D"]
 class StreamStatistics:
     """Products of the local and the full stream summed over rows, float32."""
 
-    local_local: Float[Array, "*stack D D"]
+    local_local: Float[Array, "*LB D D"]
     """G."""
-    local_full: Float[Array, "*stack D D"]
+    local_full: Float[Array, "*LB D D"]
     """C."""
-    full_full: Float[Array, "*stack D D"]
+    full_full: Float[Array, "*LB D D"]
     """F."""
 
 

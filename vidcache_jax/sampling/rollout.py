@@ -156,9 +156,9 @@ class Rollout:
         def own_videos(params, leaves, text_kv, *inputs):
             state, result = function(params, jax.tree.unflatten(treedef, leaves), text_kv, *inputs)
             structures.append(jax.tree.structure(result))
-            return jax.tree.leaves(state), jax.tree.leaves(result)
+            return jax.tree.leaves(self.layout.kept(state)), jax.tree.leaves(result)
 
-        carried = self.layout.video_specs(state)
+        carried = self.layout.specs(state, DATA)
         given = [P(*[None] * (x.ndim - 5), DATA) for x in inputs]
         leaves, result = jax.shard_map(
             own_videos,
