@@ -5,6 +5,7 @@ That annotated shapes and types are checked too, and warnings are errors, is set
 
 import hypothesis
 import jax
+import pytest
 
 # Must come before anything touches a device.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -18,3 +19,10 @@ hypothesis.settings.register_profile(
     deadline=None,
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_a_file_go_with_it():
+    """All programs of all files together would take several gigabytes."""
+    yield
+    jax.clear_caches()

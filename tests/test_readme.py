@@ -134,7 +134,7 @@ def test_study_command_runs_in_small(tmp_path):
     small = "--videos 1 --ratios 0.5 --warmups 3 --chunks 1"
     printed = run(f"{command} {small}", tmp_path)
     for variant in ("ISPA", "no absorption", "no history"):
-        assert re.search(rf"│ 3 +│ 0.5 +│ {variant} +│ \d\.\d{{3}} │", printed), printed
+        assert re.search(rf"│ 3 +│ 0.5 +│ {variant} +│ \d\.\d{{3}} +│", printed), printed
 
 
 @pytest.mark.slow
