@@ -26,3 +26,8 @@ def _programs_of_a_file_go_with_it():
     """All programs of all files together would take several gigabytes."""
     yield
     jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
