@@ -128,7 +128,8 @@ def main(args: Args) -> None:
         return
     table, failures = compiled(args.chips)
     console.print(table)
-    sys.exit("\n".join(failures))
+    if failures:
+        sys.exit("\n".join(failures))
 
 
 def compiled(chips: tuple[str, ...]) -> tuple[Table, list[str]]:

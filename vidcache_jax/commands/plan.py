@@ -111,8 +111,10 @@ def devices_of(topology: str) -> list:
     Raises:
       ValueError: libtpu is not installed, or it knows no such slice.
     """
-    # There is no cloud machine to ask for its chips. libtpu reads this when it is loaded.
+    # There is no cloud machine to ask for its chips, and no chip that another process could hold.
+    # libtpu reads this when it is loaded.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         described = topologies.get_topology_desc(topology_name=topology, platform="tpu")
     except Exception as error:  # libtpu has no error type of its own
