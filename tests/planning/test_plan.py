@@ -81,6 +81,7 @@ def test_latents_of_a_resolution():
         (["--topology", "h9:2x2"], "should begin with one of v4, v5e, v5p, v6e"),
         (["--topology", "v5e:7x9x3"], "no TPU slice 'v5e:7x9x3'"),
         (["--policy", "none"], "policies are"),
+        (["--policy", "head-forcing", "--roles", "/none.json"], "/none.json"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):

@@ -12,7 +12,11 @@ from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
 
-from vidcache_jax.commands.policy_option import take_policy_name, with_policy_options
+from vidcache_jax.commands.policy_option import (
+    FILE_OPTIONS,
+    take_policy_name,
+    with_policy_options,
+)
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.planning.chips import CHIPS
 from vidcache_jax.planning.plan import GIB, Plan, plan_rollout
@@ -50,9 +54,14 @@ def main(argv: list[str]) -> int:
     console = Console()
     try:
         policy_name, rest = take_policy_name(argv)
-        args = tyro.cli(with_policy_options(PlanArgs, policy_name), args=rest, prog="vidcache plan")
+        args = tyro.cli(
+            with_policy_options(PlanArgs, policy_name),
+            args=rest,
+            prog="vidcache plan",
+            registry=FILE_OPTIONS,
+        )
         plan = planned(args)
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:
         Console(stderr=True).print(f"vidcache plan: {error}", markup=False)
         return 2
     except jax.errors.JaxRuntimeError as error:
