@@ -137,17 +137,13 @@ class Layout:
         """A tree of annotated dataclasses (`axis_letters`), divided by videos and heads."""
         if self.mesh is None:
             return tree
-        leaves, treedef = jax.tree.flatten(tree)
-        shardings = [self.named(*map(AXIS_OF.get, own)) for own in axis_letters(tree)]
-        return jax.tree.unflatten(treedef, map(jax.lax.with_sharding_constraint, leaves, shardings))
+        return _constrained(
+            tree, [self.named(*map(AXIS_OF.get, own)) for own in axis_letters(tree)]
+        )
 
     def kept(self, tree: Any) -> Any:
         """A tree divided by heads as `placed` did, within `Rollout.step`."""
-        leaves, treedef = jax.tree.flatten(tree)
-        return jax.tree.unflatten(
-            treedef,
-            map(jax.lax.with_sharding_constraint, leaves, self.specs(tree, HEADS)),
-        )
+        return _constrained(tree, self.specs(tree, HEADS))
 
     def specs(self, tree: Any, axis: str) -> list[PartitionSpec]:
         """Where a mesh axis divides each leaf of a tree of annotated dataclasses."""
@@ -182,6 +178,12 @@ class Layout:
 
 
 ONE_DEVICE = Layout()
+
+
+def _constrained(tree: Any, shardings: Sequence[Any]) -> Any:
+    """A tree with a sharding for each of its leaves."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, map(jax.lax.with_sharding_constraint, leaves, shardings))
 
 
 def axis_letters(tree: Any) -> list[tuple[str, ...]]:

@@ -59,16 +59,12 @@ class AbsorbedISPA(StackedPolicy):
         def one_video(video: Int[Array, ""]) -> Array:
             row, own = cache.row[layer, video], _video(chunk, video)
 
-            def over(policy: SlidingWindow, slab: SlotCache) -> Array:
-                view = policy.read(_take(slab, row, video), chunk.start_frame, num_frames)
-                return attend_past_and_self(own, view).out[0]
-
             # A branch for each video, which one program for the batch could not take: no FLOP of
             # an L-layer goes to history.
             return jax.lax.cond(
                 cache.is_local[layer, video],
-                lambda: over(self.sink, cache.sinks),
-                lambda: over(self.window, cache.windows),
+                lambda: _attend(self.sink, _take(cache.sinks, row, video), own, num_frames),
+                lambda: _attend(self.window, _take(cache.windows, row, video), own, num_frames),
             )
 
         return Attended(jax.lax.map(one_video, _videos(chunk)))
@@ -83,15 +79,14 @@ class AbsorbedISPA(StackedPolicy):
             # For an L-layer any row will do (`dynamic_slice` clamps): its bits are put back.
             held, sink = _take(windows, row, video), _take(cache.sinks, row, video)
 
-            def over(policy: SlidingWindow, held: SlotCache) -> Array:
-                view = policy.read(held, chunk.start_frame, num_frames)
-                return attend_past_and_self(own, view).out[0]
-
             # Branches over one row, not over the slab, which XLA would copy for them.
             updated, out = jax.lax.cond(
                 cache.is_local[layer, video],
-                lambda: (held, over(self.sink, sink)),
-                lambda: (self.window.commit(held, own), over(self.window, held)),
+                lambda: (held, _attend(self.sink, sink, own, num_frames)),
+                lambda: (
+                    self.window.commit(held, own),
+                    _attend(self.window, held, own, num_frames),
+                ),
             )
             return _put(windows, row, video, updated), out
 
@@ -154,6 +149,12 @@ def split_layers(
         residual_before=residuals[0],
         residual_after=residuals[1],
     )
+
+
+def _attend(policy: SlidingWindow, held: SlotCache, own: Chunk, num_frames: int) -> Array:
+    """What one video's chunk takes up under a window, [N, T, H]."""
+    view = policy.read(held, own.start_frame, num_frames)
+    return attend_past_and_self(own, view).out[0]
 
 
 def _take(slab: SlotCache, row: Int[Array, ""], video: Int[Array, ""]) -> SlotCache:

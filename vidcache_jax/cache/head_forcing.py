@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache import compression, novelty, slots, stacked
 from vidcache_jax.cache.head_roles import MEMORY, HeadRoles
-from vidcache_jax.cache.policy import CachePolicy
+from vidcache_jax.cache.policy import CachePolicy, put_layer, take_layer
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk, SlotCache
 from vidcache_jax.ops.rope import rotate
 
@@ -303,12 +303,12 @@ class HeadForcing(CachePolicy):
         """One layer of the update: summary and candidate take their slots, in memory heads."""
         k, v, pooled, place = carry
         tokens = place.shape[-1]
-        is_memory = _layer(cache.role, layer) == MEMORY
+        is_memory = take_layer(cache.role, layer) == MEMORY
         three = jnp.stack(
             [update.first, update.target, jnp.broadcast_to(update.source, update.first.shape)], 1
         )
         rows = jnp.arange(tokens, dtype=jnp.int32)[None]
-        before = _layer(place, layer)
+        before = take_layer(place, layer)
         is_again = (cache.summary[0] == update.first)[:, None]
         places = jnp.concatenate(
             [jnp.where(is_again, before, rows), jnp.broadcast_to(rows, before.shape)], axis=1
@@ -344,7 +344,7 @@ class HeadForcing(CachePolicy):
             stacked.put_slots(x, layer, three[:, :2], new)
             for x, new in ((k, new_k), (v, new_v), (pooled, new_pooled))
         )
-        return k, v, pooled, jax.lax.dynamic_update_index_in_dim(place, new_place, layer, 0)
+        return k, v, pooled, put_layer(place, layer, new_place)
 
     def _kept_tokens(
         self, cache: HeadForcingState, pair: Float[Array, "B N T H"], places, is_memory,
@@ -356,7 +356,7 @@ class HeadForcing(CachePolicy):
             score = jnp.broadcast_to(jax.random.uniform(key, (1, places.shape[1])), places.shape)
         else:
             judged = self._judged(pair, places, cache.slots.grid[1])
-            score = compression.prompt_scores(judged, _layer(cache.prompt, layer), is_memory)
+            score = compression.prompt_scores(judged, take_layer(cache.prompt, layer), is_memory)
         return compression.best_tokens(score, cache.place.shape[-1])
 
     def _roles_of(self, spec: CacheSpec) -> HeadRoles:
@@ -392,10 +392,6 @@ class HeadForcing(CachePolicy):
             return k
         frame = jnp.zeros((place.shape[0], 1, 1), jnp.int32)
         return rotate(k, _positions(frame, place[:, None, None], columns))
-
-
-def _layer(x: Array, layer: Int[Array, ""]) -> Array:
-    return jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
 
 
 def _positions(

@@ -11,6 +11,7 @@ from vidcache_jax.array_typing import Heads
 from vidcache_jax.ops.attention import gpu, tpu, xla
 from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.attention.ref import AttentionPart
+from vidcache_jax.ops.implementations import named
 from vidcache_jax.sharding import HEADS, MODEL_AXES, SEQUENCE
 
 
@@ -70,11 +71,7 @@ def attention(
     _check(keys)
     if implementation is None:
         return _best(q, keys, divided)
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"no attention implementation {implementation!r}; there are {[*IMPLEMENTATIONS]}"
-        )
-    chosen = IMPLEMENTATIONS[implementation]
+    chosen = named("attention", IMPLEMENTATIONS, implementation)
     if reason := _reason_against(chosen, q, keys):
         raise NotImplementedError(f"attention on {implementation!r}: {reason}")
     return chosen.attend(q, keys)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from jaxtyping import Array, Bool, Float, Int
 
+from vidcache_jax.ops.implementations import named
 from vidcache_jax.ops.merge import ref
 
 IMPLEMENTATIONS: Mapping[str, tuple[Callable, Callable]] = {"xla": (ref.route, ref.merge_values)}
@@ -11,10 +12,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Callable, Callable]] = {"xla": (ref.route, r
 
 
 def _chosen(implementation: str | None) -> tuple[Callable, Callable]:
-    name = implementation or "xla"
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"no merge implementation {name!r}; there are {[*IMPLEMENTATIONS]}")
-    return IMPLEMENTATIONS[name]
+    return named("merge", IMPLEMENTATIONS, implementation or "xla")
 
 
 def route(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.ops.attention import AttentionPart
+from vidcache_jax.ops.implementations import named
 from vidcache_jax.ops.scoring import ref
 
 IMPLEMENTATIONS: Mapping[str, Callable[..., ref.ColumnMeans]] = {"xla": ref.column_means}
@@ -34,7 +35,5 @@ def column_means(
     Raises:
       ValueError: no implementation has that name.
     """
-    name = implementation or "xla"
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"no scoring implementation {name!r}; there are {[*IMPLEMENTATIONS]}")
-    return IMPLEMENTATIONS[name](q, q_position, k, k_position, visible, attended)
+    chosen = named("scoring", IMPLEMENTATIONS, implementation or "xla")
+    return chosen(q, q_position, k, k_position, visible, attended)
