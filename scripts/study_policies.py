@@ -147,9 +147,7 @@ def comparison_of(args: Args) -> Comparison:
     frames = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
     return Comparison(
         model=model,
-        policies={
-            text: read_policy(text, frames, model.head_roles) for text in args.variants or named
-        },
+        policies={text: read_policy(text, frames, model) for text in args.variants or named},
         prompts=tuple(prompt_of(*told) for told in told_scenes()[: args.videos]),
         seeds=args.seeds,
         seconds=args.seconds,

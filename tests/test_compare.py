@@ -10,6 +10,7 @@ import pytest
 import vidcache_jax as vj
 from tests.toy import toy_model
 from vidcache_jax import loading
+from vidcache_jax.cache import HeadRoles
 from vidcache_jax.cli import main
 from vidcache_jax.commands import compare
 from vidcache_jax.commands.policy_text import read_policy
@@ -47,12 +48,18 @@ def run(out: Path, *options: str) -> int:
     ],
 )  # fmt: skip
 def test_policies_as_text(text, policy):
-    assert read_policy(text, 30) == policy
+    assert read_policy(text, 30, toy_model()) == policy
 
 
 @pytest.mark.parametrize("name", vj.POLICIES)
 def test_every_policy_is_known_by_its_bare_name(name):
-    assert isinstance(read_policy(name, 30), vj.POLICIES[name])
+    assert isinstance(read_policy(name, 30, toy_model()), vj.POLICIES[name])
+
+
+def test_a_role_table_of_another_model_is_refused(tmp_path):
+    HeadRoles((("local",),), fingerprint="another").save(tmp_path / "roles.json", {})
+    with pytest.raises(ValueError, match=r"roles.json': the role table was made for a model with"):
+        read_policy(f"head-forcing:roles={tmp_path / 'roles.json'}", 30, toy_model())
 
 
 @pytest.mark.parametrize(
@@ -69,7 +76,7 @@ def test_every_policy_is_known_by_its_bare_name(name):
 )
 def test_a_wrong_policy_is_one_clear_error(text, message, capsys):
     with pytest.raises(ValueError, match=message):
-        read_policy(text, 30)
+        read_policy(text, 30, toy_model())
     assert capsys.readouterr().err == ""
 
 

@@ -74,7 +74,7 @@ def comparison_of(args: CompareArgs) -> Comparison:
     num_frames = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
     return Comparison(
         model=model,
-        policies={text: read_policy(text, num_frames, model.head_roles) for text in args.policies},
+        policies={text: read_policy(text, num_frames, model) for text in args.policies},
         prompts=read_prompts(args.prompts),
         seeds=args.seeds,
         seconds=args.seconds,

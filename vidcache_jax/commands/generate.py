@@ -126,7 +126,8 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
     begun = 0 if prefix is None else len(prefix_chunks(prefix, model))
     num_chunks = chunks_for(args.seconds, model, begun)
     num_latents = (begun + num_chunks) * model.rollout.frames_per_chunk
-    policy = fitted(policy, given, num_latents, model)
+    states_capacity = any(option.startswith("--capacity") for option in given)
+    policy = fitted(policy, states_capacity, num_latents, model)
     session = Session(model, policy, prompt=args.prompt, seed=args.seed, prefix=prefix)
     chunks = session.generate(args.seconds)
     chunk_ends, is_complete, written = [time.perf_counter()], True, []

@@ -80,14 +80,14 @@ def _roles_from_file(
 
 
 def fitted(
-    policy: CachePolicy, given: list[str], num_frames: int, model: VideoModel
+    policy: CachePolicy, states_capacity: bool, num_frames: int, model: VideoModel
 ) -> CachePolicy:
     """Fills in what was not stated: a full cache's capacity, the roles of the model's heads.
 
     Raises:
       ValueError: a role table was made for another model.
     """
-    if isinstance(policy, FullCache) and not any(a.startswith("--capacity") for a in given):
+    if isinstance(policy, FullCache) and not states_capacity:
         return FullCache(capacity=num_frames)
     if isinstance(policy, HeadForcing):
         policy = dataclasses.replace(policy, roles=policy.roles or model.head_roles)

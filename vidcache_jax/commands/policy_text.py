@@ -8,29 +8,26 @@ from typing import Any
 
 import tyro
 
-from vidcache_jax.cache import POLICIES, CachePolicy, FullCache, HeadForcing, HeadRoles
-from vidcache_jax.commands.policy_option import FILE_OPTIONS, default_policy
+from vidcache_jax.cache import POLICIES, CachePolicy
+from vidcache_jax.commands.policy_option import FILE_OPTIONS, default_policy, fitted
+from vidcache_jax.models.video_model import VideoModel
 
 
-def read_policy(text: str, num_frames: int, roles: HeadRoles | None = None) -> CachePolicy:
+def read_policy(text: str, num_frames: int, model: VideoModel) -> CachePolicy:
     """The policy that, say, ``sliding-window:window_size=21,sink_size=3`` names.
 
     Options have the names, values and defaults that ``vidcache generate --policy`` has, with
     underscores or hyphens. A full cache whose capacity is not stated gets ``num_frames``, Head
-    Forcing without a file of roles the model's ``roles``.
+    Forcing without a file of roles those of the model.
 
     Raises:
-      ValueError: the name or an option is unknown, or a value is impossible; the message has
-        ``text`` and what would be right.
+      ValueError: the name or an option is unknown, a value is impossible, or the roles are of
+        another model; the message has ``text`` and what would be right.
     """
     name, _, options = text.partition(":")
     if name not in POLICIES:
         raise ValueError(f"policy {text!r} is unknown; policies are {', '.join(POLICIES)}")
     default: Any = default_policy(name)
-    if isinstance(default, FullCache):
-        default = FullCache(capacity=num_frames)
-    if isinstance(default, HeadForcing):
-        default = HeadForcing(roles)
     types = typing.get_type_hints(type(default))
     fields = [field.name for field in dataclasses.fields(default) if field.init]
     given = {}
@@ -49,7 +46,8 @@ def read_policy(text: str, num_frames: int, roles: HeadRoles | None = None) -> C
             kind = types[option].__name__ if isinstance(types[option], type) else types[option]
             raise ValueError(f"policy {text!r}: {option}={value} is no {kind}") from refusal
     try:
-        return dataclasses.replace(default, **given)
+        policy = dataclasses.replace(default, **given)
+        return fitted(policy, "capacity" in given, num_frames, model)
     except ValueError as error:
         raise ValueError(f"policy {text!r}: {error}") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import vidcache_jax
 from vidcache_jax.cache.policy import CachePolicy
+from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
 
 
@@ -25,7 +26,7 @@ class Run:
     seconds: float
     scale: int
     model: str
-    """Its name, its frame size and how it is sampled."""
+    """Its name and fingerprint, its frame size and how it is sampled."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -85,7 +86,8 @@ class Comparison:
     def runs(self) -> tuple[Run, ...]:
         """Policies innermost, so that an interrupted comparison still compares."""
         height, width = self.model.frame_size
-        model = f"{self.model.name}, {height} x {width} pixels, {self.model.rollout}"
+        name = f"{self.model.name} {fingerprint(self.model.params)}"
+        model = f"{name}, {height} x {width} pixels, {self.model.rollout}"
         return tuple(
             Run(
                 label=label,
