@@ -68,7 +68,10 @@ def modulate(
 
 def per_token(per_frame: Float[Array, "B F D"], num_tokens: int) -> Float[Array, "B T D"]:
     """Repeats a value of each latent frame over the frame's tokens."""
-    return jnp.repeat(per_frame, num_tokens // per_frame.shape[1], axis=1)
+    # Each token looks up its frame. `jnp.repeat` makes tokens out of [F, T / F], which cannot be
+    # divided over chips when a chip has part of a frame: each would then repeat all of them.
+    frame = jnp.arange(num_tokens) // (num_tokens // per_frame.shape[1])
+    return jnp.take(per_frame, frame, axis=1)
 
 
 def timestep_sinusoid(timestep: Float[Array, "B F"], freq_dim: int) -> Float[Array, "B F freq"]:
