@@ -2,7 +2,7 @@
 
     python scripts/bench_tether.py                  # needs the extra: pip install -e ".[convert]"
     python scripts/bench_tether.py --grid 6 8       # in small
-    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python scripts/bench_tether.py --topology v5e:2x2
+    JAX_PLATFORMS=cpu python scripts/bench_tether.py --topology v5e:2x2
 
 Both tables are of one layer of Wan 1.3B (12 heads of 128 channels) with sink 3, memory 14, recent
 4 and chunks of three frames.
@@ -31,7 +31,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +38,7 @@ from rich.table import Table
 import vidcache_jax as vj
 from vidcache_jax.cache import CacheSpec, Chunk
 from vidcache_jax.models import wan_dit
+from vidcache_jax.planning.topology import tpu_devices
 from vidcache_jax.testing import chunk_of
 
 TETHER = vj.TetherCache(sink_size=3, memory_size=14, recent_size=4)
@@ -66,8 +66,7 @@ def main(args: Args) -> None:
 
 def chip_of(topology: str) -> SingleDeviceSharding:
     """One chip of a TPU that need not be there."""
-    described = topologies.get_topology_desc(topology_name=topology, platform="tpu")
-    return SingleDeviceSharding(described.devices[0])
+    return SingleDeviceSharding(tpu_devices(topology)[0])
 
 
 def computed(chip: SingleDeviceSharding | None) -> Table:

@@ -18,11 +18,8 @@ In a process of its own, because once libtpu is there plain JAX looks for the TP
 
 import os
 
-# Before JAX loads libtpu, which reads them then: there is no cloud machine to ask for its chips,
-# and no chip that another process could hold.
+# Read when JAX is imported: with libtpu there it would look for a TPU first.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
 import dataclasses
 import math
@@ -36,13 +33,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from rich.console import Console
 from rich.table import Table
 
 from vidcache_jax.ops.attention import attention, tpu
 from vidcache_jax.ops.attention.keys import Keys
+from vidcache_jax.planning.topology import tpu_devices
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # Of one core: four matrix units. Times clock and cores these are the datasheets' bf16 peaks:
@@ -164,8 +161,7 @@ def compiled(chips: tuple[str, ...]) -> tuple[Table, list[str]]:
 
 def sharding_of(chip: str) -> SingleDeviceSharding:
     """One chip, or one of its cores."""
-    topology = topologies.get_topology_desc(topology_name=TOPOLOGIES[chip], platform="tpu")
-    return SingleDeviceSharding(topology.devices[0])
+    return SingleDeviceSharding(tpu_devices(TOPOLOGIES[chip])[0])
 
 
 def compile_call(function, arguments: dict[str, jax.ShapeDtypeStruct]):

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from vidcache_jax.array_typing import Heads, Params, Tokens
 
@@ -76,10 +76,11 @@ class Layout:
     """Puts the arrays of a rollout on a mesh; without one, leaves them alone.
 
     Attributes:
+      mesh: of devices, or an abstract one to plan for.
       shard_weights: each chip of a video holds its part of every layer's weights.
     """
 
-    mesh: jax.sharding.Mesh | None = None
+    mesh: Mesh | AbstractMesh | None = None
     shard_weights: bool = False
 
     def size(self, *axes: str) -> int:

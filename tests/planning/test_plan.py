@@ -5,16 +5,20 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 
 from vidcache_jax import cli
 from vidcache_jax.cache import SlidingWindow
-from vidcache_jax.commands.plan import latents_of, mesh_for_one_video
+from vidcache_jax.commands.plan import latents_of
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models import wan_dit
+from vidcache_jax.planning.analytic import analytic_plan
 from vidcache_jax.planning.chips import Chip
-from vidcache_jax.planning.plan import plan_rollout
+from vidcache_jax.planning.compiled import compiled_plan
+from vidcache_jax.planning.cycles import estimated_cycles
+from vidcache_jax.planning.slices import SHAPES, chips_of, mesh_for_one_video
 from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sharding import Layout, make_mesh
+from vidcache_jax.sharding import DATA, HEADS, SEQUENCE, Layout, make_mesh
 
 CHIP = Chip(tflops=1, hbm_gib=1e-3, hbm_gbs=1, link_gbs=1, linear=0.5, attention=0.25)
 CONFIG = WanConfig(
@@ -28,7 +32,14 @@ ROLLOUT = RolloutConfig(denoise_timesteps=(1000, 500))
 def planned(shard_weights: bool = False):
     layout = Layout(make_mesh(data=2, heads=4), shard_weights)
     rollout = Rollout(CONFIG, ROLLOUT, SlidingWindow(7, 2), layout)
-    return plan_rollout(rollout, 4, (4, 8), CHIP, jnp.bfloat16)
+    return compiled_plan(rollout, 4, (4, 8), CHIP, jnp.bfloat16)
+
+
+@functools.cache
+def by_formula(shard_weights: bool = False):
+    layout = Layout(AbstractMesh((2, 1, 4), (DATA, SEQUENCE, HEADS)), shard_weights)
+    rollout = Rollout(CONFIG, ROLLOUT, SlidingWindow(7, 2), layout)
+    return analytic_plan(rollout, 4, (4, 8), CHIP, jnp.bfloat16)
 
 
 def test_what_a_chip_holds():
@@ -62,6 +73,67 @@ def test_what_a_chip_does():
     assert plan.frames_per_second(4) == pytest.approx(4 * 3 * 4 / seconds)
 
 
+@pytest.mark.parametrize("shard_weights", [False, True])
+def test_formulas_agree_with_the_compiled_program(shard_weights):
+    compiled, formula = planned(shard_weights), by_formula(shard_weights)
+    for name in ("num_chips", "videos", "weights", "state", "other_inputs", "work"):
+        assert getattr(formula, name) == getattr(compiled, name), name
+
+    def exchanges(plan):
+        # XLA's CPU backend moves bfloat16 as float32 here and there.
+        kinds = [c for c in plan.traffic if c.kind == "all-to-all"]
+        return sum(c.times for c in kinds), {c.nbytes for c in kinds}
+
+    (times, [nbytes]), (compiled_times, compiled_nbytes) = map(exchanges, (formula, compiled))
+    assert times == compiled_times and compiled_nbytes <= {nbytes, 2 * nbytes}
+    # Eight times as many chips hold an eighth of a video's temporaries, none or all of a head's.
+    assert 0 < formula.temporaries < 4 * compiled.temporaries
+    assert formula.compiler_seconds is None and compiled.compiler_seconds is not None
+
+
+def test_weights_in_parts_are_gathered_in_every_layer_of_every_pass():
+    gathered = by_formula(True).moved - by_formula(False).moved
+    assert gathered == 2 * 3 * (8 * 48 * 48 + 2 * 48 * 20) * 2
+
+
+def test_cycles_of_loops_count_by_their_turns():
+    noted = 'backend_config={"estimated_cycles":"7"}'
+    hlo = f"""
+%body (x: f32[2]) -> f32[2] {{
+  ROOT %twice = f32[2] fusion(%x), {noted}
+}}
+
+ENTRY %main (x: f32[2]) -> f32[2] {{
+  %loop = f32[2] while(%x), body=%body, backend_config={{"known_trip_count":{{"n":"5"}}}}
+  ROOT %copy = f32[2] copy(%loop), {noted}
+}}
+"""
+    assert estimated_cycles(hlo) == 5 * 7 + 7
+
+
+def test_topologies():
+    assert chips_of("v5p:2x2x4") == ("v5p", 16) and chips_of("h100:8") == ("h100", 8)
+    for chip, shapes in SHAPES.items():
+        counts = [chips_of(f"{chip}:{shape}")[1] for shape in shapes]
+        assert counts == sorted(set(counts))
+    for bad in ("h9:2x2", "v5e", "v5e:2x", "v5e:0x2"):
+        with pytest.raises(ValueError, match="for example v5e:2x4 or h100:8"):
+            chips_of(bad)
+
+
+@pytest.mark.parametrize(
+    "arguments, fits, expected",
+    [
+        (["--topology", "h100:2"], 0, "h100:1"),
+        (["--topology", "v6e:1x1", "--model", "wan-14b", "--no-compile"], 1, "GiB too much"),
+    ],
+)
+def test_a_plan_by_formulas(arguments, fits, expected, capsys):
+    assert cli.main(["plan", *arguments]) == fits
+    printed = capsys.readouterr().out
+    assert expected in printed and "temporaries, by formula" in printed
+
+
 def test_chips_for_one_video():
     assert mesh_for_one_video(12, 4680, 8) == dict(data=1, heads=4, sequence=2)
     assert mesh_for_one_video(40, 4680, 16) == dict(data=2, heads=8, sequence=1)
@@ -78,8 +150,9 @@ def test_latents_of_a_resolution():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--topology", "h9:2x2"], "should begin with one of v4, v5e, v5p, v6e"),
+        (["--topology", "h9:2x2"], "should be one of v4, v5e, v5p, v6e, a100"),
         (["--topology", "v5e:7x9x3"], "no TPU slice 'v5e:7x9x3'"),
+        (["--topology", "h100:8", "--mesh", "heads=4"], "has not 8 places"),
         (["--policy", "none"], "policies are"),
         (["--policy", "head-forcing", "--roles", "/none.json"], "/none.json"),
     ],

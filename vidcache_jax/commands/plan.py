@@ -1,14 +1,12 @@
 """Whether and how a run fits on chips that one does not have yet."""
 
 import dataclasses
-import math
-import os
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import tyro
-from jax.experimental import topologies
+from jax.sharding import AbstractMesh
 from rich.console import Console
 from rich.table import Table
 
@@ -18,10 +16,14 @@ from vidcache_jax.commands.policy_option import (
     with_policy_options,
 )
 from vidcache_jax.config import RolloutConfig, WanConfig
+from vidcache_jax.planning.analytic import analytic_plan
 from vidcache_jax.planning.chips import CHIPS
-from vidcache_jax.planning.plan import GIB, Plan, plan_rollout
+from vidcache_jax.planning.compiled import compiled_plan
+from vidcache_jax.planning.plan import GIB, Plan
+from vidcache_jax.planning.slices import SHAPES, chips_of, mesh_for_one_video
+from vidcache_jax.planning.topology import tpu_devices
 from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sharding import Layout, make_mesh, parse_mesh
+from vidcache_jax.sharding import DATA, HEADS, SEQUENCE, Layout, make_mesh, parse_mesh
 
 MODELS = {"wan-1.3b": WanConfig.wan_1_3b(), "wan-14b": WanConfig.wan_14b()}
 STRIDE = 8
@@ -32,26 +34,30 @@ FRAMES_A_LATENT = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanArgs:
-    """Compile a run for a TPU slice that need not be there, and print what each chip holds.
+    """Say what a run takes on chips that need not be there: memory, traffic, time.
 
-    Needs the compiler for TPUs: pip install "vidcache-jax[tpu]". Counted is the DiT alone, four
-    denoise passes and one commit pass a chunk in bfloat16; text encoder and VAE are not.
+    For a TPU slice the chunk program is compiled, which takes a minute or more and the compiler
+    for TPUs: pip install "vidcache-jax[tpu]". For GPUs, and with --no-compile, formulas must do.
+    Counted is the DiT alone, four denoise passes and one commit pass a chunk in bfloat16; text
+    encoder and VAE are not.
     """
 
     model: Literal["wan-1.3b", "wan-14b"] = "wan-1.3b"
     topology: str = "v5e:2x4"
-    """Chip and shape of the slice, as TPU:ROWSxCOLUMNS[xDEPTH]; for example v5p:2x2x2."""
+    """A TPU slice, as v5e:2x4 or v5p:2x2x2, or GPUs of one machine, as h100:8."""
     mesh: str | None = None
     """How the chips are used, for example data=2,heads=4. Without it, for one video."""
     resolution: str = "480x832"
     """Height x width in pixels."""
     shard_weights: bool = False
     """Keep the weights in parts, gathered layer by layer; for models too large for a chip."""
+    compile: bool = True
+    """Compile the program for a TPU slice."""
 
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns 0 if the run fits, 1 if not, 2 for a wrong argument."""
-    console = Console()
+    console, errors = Console(), Console(stderr=True)
     try:
         policy_name, rest = take_policy_name(argv)
         args = tyro.cli(
@@ -60,43 +66,82 @@ def main(argv: list[str]) -> int:
             prog="vidcache plan",
             registry=FILE_OPTIONS,
         )
-        plan = planned(args)
+        formulas = analytic_of(args, args.topology)
+        smallest = smallest_that_fits(args)
+        plan, refusal = formulas, None
+        if args.compile and is_tpu(args.topology):
+            try:
+                plan = compiled_of(args)
+            except jax.errors.JaxRuntimeError as error:
+                # The compiler refuses what exceeds the chip, with its own account of it.
+                refusal = f"does not fit: {_first_lines(error)}"
     except (ValueError, OSError, NotImplementedError) as error:
-        Console(stderr=True).print(f"vidcache plan: {error}", markup=False)
+        errors.print(f"vidcache plan: {error}", markup=False)
         return 2
-    except jax.errors.JaxRuntimeError as error:
-        # The compiler refuses what exceeds the chip, with its own account of it.
-        Console(stderr=True).print(f"vidcache plan: does not fit. {_first_lines(error)}")
-        return 1
-    console.print(table_of(plan, f"{args.model}, {policy_name}, {args.topology}"))
-    if plan.headroom < 0:
-        console.print(f"does not fit: {-plan.headroom / GIB:.2f} GiB too much on each chip")
-        return 1
-    return 0
+    console.print(table_of(plan, smallest, f"{args.model}, {policy_name}, {args.topology}"))
+    if refusal is None and plan.headroom < 0:
+        refusal = f"does not fit: {-plan.headroom / GIB:.2f} GiB too much on each chip"
+    if refusal is not None:
+        console.print(refusal, markup=False)
+    return 0 if refusal is None else 1
 
 
-def planned(args) -> Plan:
-    """The plan that the arguments ask for.
+def is_tpu(topology: str) -> bool:
+    return topology.startswith("v")
+
+
+def compiled_of(args) -> Plan:
+    """The plan of the program as compiled for the devices of a TPU slice.
+
+    Raises:
+      ValueError: there is no such slice, or the run does not divide over the mesh.
+      jax.errors.JaxRuntimeError: the program does not fit, says the compiler.
+    """
+    devices = tpu_devices(args.topology)
+    return _plan(
+        args, args.topology, compiled_plan, lambda **sizes: make_mesh(**sizes, devices=devices)
+    )
+
+
+def analytic_of(args, topology: str) -> Plan:
+    """The plan by formulas.
 
     Raises:
       ValueError: an argument is not understood, or does not divide over the mesh.
     """
-    generation = args.topology.partition(":")[0]
-    if generation not in CHIPS or not generation.startswith("v"):
-        tpus = ", ".join(name for name in CHIPS if name.startswith("v"))
-        raise ValueError(f"topology {args.topology!r} should begin with one of {tpus}")
+    _, count = chips_of(topology)
+
+    def abstract(data: int = 1, heads: int = 1, sequence: int = 1) -> AbstractMesh:
+        if data * heads * sequence != count:
+            raise ValueError(
+                f"mesh {args.mesh!r} has not {count} places, as many as {topology} has chips"
+            )
+        return AbstractMesh((data, sequence, heads), (DATA, SEQUENCE, HEADS))
+
+    return _plan(args, topology, analytic_plan, abstract)
+
+
+def smallest_that_fits(args) -> str | None:
+    """The smallest slice of the same chips on which one video fits, by formulas."""
+    chip, _ = chips_of(args.topology)
+    one_video = dataclasses.replace(args, mesh=None)
+    names = [f"{chip}:{shape}" for shape in SHAPES[chip]]
+    return next((name for name in names if analytic_of(one_video, name).headroom >= 0), None)
+
+
+def _plan(args, topology: str, planner, mesh_of) -> Plan:
+    chip, count = chips_of(topology)
     config, rollout = MODELS[args.model], RolloutConfig()
     latent_size = latents_of(args.resolution)
-    rows, columns = config.token_grid(*latent_size)
-    devices = devices_of(args.topology)
     if args.mesh:
         sizes = parse_mesh(args.mesh)
     else:
+        rows, columns = config.token_grid(*latent_size)
         tokens = rollout.frames_per_chunk * rows * columns
-        sizes = mesh_for_one_video(config.num_heads, tokens, len(devices))
-    layout = Layout(make_mesh(**sizes, devices=devices), args.shard_weights)
+        sizes = mesh_for_one_video(config.num_heads, tokens, count)
+    layout = Layout(mesh_of(**sizes), args.shard_weights)
     static = Rollout(config, rollout, args.policy, layout)
-    return plan_rollout(static, layout.size("data"), latent_size, CHIPS[generation], jnp.bfloat16)
+    return planner(static, layout.size(DATA), latent_size, CHIPS[chip], jnp.bfloat16)
 
 
 def latents_of(resolution: str) -> tuple[int, int]:
@@ -114,46 +159,28 @@ def latents_of(resolution: str) -> tuple[int, int]:
     return height // STRIDE, width // STRIDE
 
 
-def devices_of(topology: str) -> list:
-    """Devices of a TPU slice, which need not exist.
-
-    Raises:
-      ValueError: libtpu is not installed, or it knows no such slice.
-    """
-    # There is no cloud machine to ask for its chips, and no chip that another process could hold.
-    # libtpu reads this when it is loaded.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    try:
-        described = topologies.get_topology_desc(topology_name=topology, platform="tpu")
-    except Exception as error:  # libtpu has no error type of its own
-        raise ValueError(
-            f"no TPU slice {topology!r}: {_first_lines(error)}\n"
-            'The compiler for TPUs comes with pip install "vidcache-jax[tpu]".'
-        ) from error
-    return list(described.devices)
-
-
-def mesh_for_one_video(num_heads: int, num_tokens: int, num_chips: int) -> dict[str, int]:
-    """As many chips as divide the heads, then the tokens; the rest makes other videos."""
-    heads = math.gcd(num_heads, num_chips)
-    sequence = math.gcd(num_tokens // heads, num_chips // heads)
-    return {"data": num_chips // (heads * sequence), "heads": heads, "sequence": sequence}
-
-
-def table_of(plan: Plan, title: str) -> Table:
+def table_of(plan: Plan, smallest: str | None, title: str) -> Table:
     table = Table("each chip", "", title=title)
     gib = lambda nbytes: f"{nbytes / GIB:.2f} GiB"
+    by_formula = "" if plan.compiler_seconds is not None else ", by formula"
     table.add_row("chips, videos at once", f"{plan.num_chips}, {plan.videos}")
     table.add_row("weights of the DiT", gib(plan.weights))
     table.add_row("cache", gib(plan.state))
     table.add_row("prompt, noise", gib(plan.other_inputs))
-    table.add_row("temporaries", gib(plan.temporaries))
+    table.add_row(f"temporaries{by_formula}", gib(plan.temporaries))
     table.add_row("left of its memory", f"{gib(plan.headroom)} of {plan.chip.hbm_gib} GiB")
+    table.add_row("smallest slice for one video, by formula", smallest or "none")
     table.add_section()
     table.add_row("operations a chunk", f"{plan.work.total / 1e12:.2f} TFLOP")
-    table.add_row("moved by collectives", f"{plan.moved / 1e9:.3f} GB")
+    table.add_row(f"moved by collectives{by_formula}", f"{plan.moved / 1e9:.3f} GB")
     table.add_row("chunk by the roofline", f"{1e3 * plan.seconds:.0f} ms")
+    if plan.compiler_seconds is not None:
+        parts = plan.compiler_seconds, plan.attention_seconds, plan.link_seconds
+        rest, attention, links = (f"{1e3 * part:.0f}" for part in parts)
+        table.add_row(
+            "chunk by the compiler's estimates",
+            f"{1e3 * sum(parts):.0f} ms = {rest} + {attention} attention + {links} links",
+        )
     fps = plan.frames_per_second(FRAMES_A_LATENT)
     table.add_row("all videos by the roofline", f"{fps:.1f} frames/s")
     return table

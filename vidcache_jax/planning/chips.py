@@ -1,9 +1,10 @@
 """Accelerators as their makers describe them, and how much of that a good program reaches."""
 
 import dataclasses
+import math
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """One accelerator; rates are of dense bfloat16.
 
@@ -14,6 +15,7 @@ class Chip:
       link_gbs: what the chip can send to its neighbours, GB/s in one direction.
       linear, attention: share of the peak that matrix products and attention kernels have been
         measured to reach, or half of it where nobody has said.
+      clock_ghz: of a TPU's cores; what its compiler calls a cycle.
     """
 
     tflops: float
@@ -22,17 +24,19 @@ class Chip:
     link_gbs: float
     linear: float = 0.5
     attention: float = 0.5
+    clock_ghz: float = math.nan
 
 
 # TPU: Google Cloud's system architecture pages (HBM less what the runtime keeps is what XLA
 # allows itself when it compiles). GPU: NVIDIA's datasheets. Shares: tokamax's tuning records,
 # maxdiffusion's published steps; those of v4 are v5p's.
 CHIPS = {
-    "v4": Chip(tflops=275, hbm_gib=30.75, hbm_gbs=1228, link_gbs=300, linear=0.85, attention=0.85),
-    "v5e": Chip(tflops=197, hbm_gib=15.75, hbm_gbs=819, link_gbs=200, linear=0.85, attention=0.8),
-    "v5p": Chip(tflops=459, hbm_gib=95.74, hbm_gbs=2765, link_gbs=600, linear=0.85, attention=0.89),
-    "v6e": Chip(tflops=918, hbm_gib=31.25, hbm_gbs=1638, link_gbs=400, linear=0.8, attention=0.36),
-    "a100": Chip(tflops=312, hbm_gib=79, hbm_gbs=2039, link_gbs=300, linear=0.85, attention=0.7),
-    "h100": Chip(tflops=989, hbm_gib=79, hbm_gbs=3350, link_gbs=450, linear=0.75, attention=0.7),
-    "h200": Chip(tflops=989, hbm_gib=139, hbm_gbs=4800, link_gbs=450, linear=0.8, attention=0.7),
+    # tflops, hbm_gib, hbm_gbs, link_gbs, linear, attention, clock_ghz
+    "v4": Chip(275, 30.75, 1228, 300, 0.85, 0.85, 1.05),
+    "v5e": Chip(197, 15.75, 819, 200, 0.85, 0.8, 1.5),
+    "v5p": Chip(459, 95.74, 2765, 600, 0.85, 0.89, 1.75),
+    "v6e": Chip(918, 31.25, 1638, 400, 0.8, 0.36, 1.75),
+    "a100": Chip(312, 79, 2039, 300, 0.85, 0.7),
+    "h100": Chip(989, 79, 3350, 450, 0.75, 0.7),
+    "h200": Chip(989, 139, 4800, 450, 0.8, 0.7),
 }

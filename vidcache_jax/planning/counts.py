@@ -1,8 +1,15 @@
 """Work of a chunk, counted from shapes: floating-point operations, a multiply-add as two."""
 
 import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from vidcache_jax.config import RolloutConfig, WanConfig
+from vidcache_jax.models import wan_dit
+from vidcache_jax.sampling.rollout import Rollout
+from vidcache_jax.sharding import DATA, MODEL_AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,3 +51,27 @@ def chunk_work(
     linear = 2 * queries * layers * (6 * width**2 + 2 * width * config.ffn_dim)
     attention = 4 * queries * (keys + config.text_len) * width * layers
     return Work(passes * linear, passes * attention)
+
+
+def work_of_a_chip(rollout: Rollout, batch: int, latent_size: tuple[int, int]) -> Work:
+    """An equal share of the work of ``batch`` videos."""
+    frames = attended_frames(rollout, latent_size)
+    work = chunk_work(rollout.config, rollout.rollout, latent_size, frames)
+    share = batch / rollout.layout.size(DATA, *MODEL_AXES)
+    return Work(work.linear * share, work.attention * share)
+
+
+def attended_frames(rollout: Rollout, latent_size: tuple[int, int]) -> float:
+    """Latent frames that the program computes attention over, the chunk's own included.
+
+    A policy's slots, of which those that the chunk displaces and its own are as many.
+    """
+    config, frames = rollout.config, rollout.rollout.frames_per_chunk
+    spec = wan_dit.cache_spec(config, 1, latent_size, frames, jnp.float32)
+    policy: Any = rollout.policy
+
+    def keys():
+        start = jnp.zeros((), jnp.int32)
+        return policy.read(policy.init(spec), start, frames).k
+
+    return jax.eval_shape(keys).shape[2] / spec.tokens_per_frame

@@ -1,0 +1,55 @@
+"""A plan from the program itself, compiled for chips that need not be there."""
+
+from typing import Any
+
+import jax
+
+from vidcache_jax.planning.chips import Chip
+from vidcache_jax.planning.collectives import collectives
+from vidcache_jax.planning.counts import work_of_a_chip
+from vidcache_jax.planning.cycles import estimated_cycles
+from vidcache_jax.planning.inputs import chunk_inputs, nbytes_on_a_chip
+from vidcache_jax.planning.plan import Plan
+from vidcache_jax.sampling.rollout import Rollout
+from vidcache_jax.sharding import DATA, MODEL_AXES
+
+
+def compiled_plan(
+    rollout: Rollout, batch: int, latent_size: tuple[int, int], chip: Chip, dtype: Any
+) -> Plan:
+    """Plans a rollout on the devices of its layout's mesh, for which it is compiled.
+
+    Args:
+      batch: videos made at once, on all chips together.
+
+    Raises:
+      ValueError: videos, heads or tokens do not divide over the mesh.
+      jax.errors.JaxRuntimeError: the program does not fit a chip, says the compiler.
+    """
+    inputs = chunk_inputs(rollout, batch, latent_size, dtype)
+
+    def step(params, state, *others):
+        after, result = rollout.step(params, inputs.state_of(state), *others)
+        return jax.tree.leaves(after), result.latents
+
+    others = (inputs.text, inputs.noise, inputs.renoise)
+    lowered = jax.jit(step, donate_argnums=1).lower(inputs.params, inputs.state, *others)
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise RuntimeError("this compiler does not tell what memory a program takes")
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    hlo = compiled.as_text() or ""
+    return Plan(
+        chip=chip,
+        num_chips=rollout.layout.size(DATA, *MODEL_AXES),
+        videos=batch,
+        frames_per_chunk=rollout.rollout.frames_per_chunk,
+        weights=nbytes_on_a_chip(inputs.params),
+        state=nbytes_on_a_chip(inputs.state),
+        other_inputs=nbytes_on_a_chip(others),
+        temporaries=memory.temp_size_in_bytes + made,
+        work=work_of_a_chip(rollout, batch, latent_size),
+        traffic=tuple(collectives(hlo)),
+        compiler_seconds=estimated_cycles(hlo) / (chip.clock_ghz * 1e9),
+    )

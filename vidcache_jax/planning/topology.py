@@ -1,0 +1,27 @@
+"""TPU slices that need not be there, as devices to compile for."""
+
+import os
+from typing import Any
+
+from jax.experimental import topologies
+
+
+def tpu_devices(topology: str) -> list[Any]:
+    """Devices of a slice such as ``"v5e:2x4"``.
+
+    Raises:
+      ValueError: libtpu is not installed, or it knows no such slice.
+    """
+    # There is no cloud machine to ask for its chips, and no chip that another process could hold.
+    # libtpu reads this when it is loaded.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        described = topologies.get_topology_desc(topology_name=topology, platform="tpu")
+    except Exception as error:  # libtpu has no error type of its own
+        reason = "\n".join(str(error).strip().splitlines()[:6])
+        raise ValueError(
+            f"no TPU slice {topology!r}: {reason}\n"
+            'The compiler for TPUs comes with pip install "vidcache-jax[tpu]".'
+        ) from error
+    return list(described.devices)
