@@ -5,6 +5,8 @@ number, c // 3 with the row, c // 3 with the column (22, 21, 21 at H = 128); pai
 with n pairs turns by ``position * 10000^(-i/n)`` radians (Wan ``model.py``: ``rope_params``).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,8 +60,42 @@ def rotate(
 ) -> Float[Array, "B N T H"]:
     """Turns each pair (x[2i], x[2i+1]) by its angle, in float32; returns x's dtype."""
     angles = rope_angles(positions, x.shape[-1])
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    # Which device this will run on is known when it is lowered, not here.
+    turned = jax.lax.platform_dependent(
+        x, jnp.cos(angles), jnp.sin(angles), tpu=turn_by_products, default=turn_pairs
+    )
+    return turned.astype(x.dtype)
+
+
+def turn_pairs(
+    x: Float[Array, "B N T H"], cos: Float[Array, "#B G T pairs"], sin: Float[Array, "#B G T pairs"]
+) -> Float[Array, "B N T H"]:
+    """(x[2i] cos - x[2i+1] sin, x[2i] sin + x[2i+1] cos), in float32."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    return turned.reshape(x.shape)
+
+
+def turn_by_products(
+    x: Float[Array, "B N T H"], cos: Float[Array, "#B G T pairs"], sin: Float[Array, "#B G T pairs"]
+) -> Float[Array, "B N T H"]:
+    """`turn_pairs` for TPUs, whose vector registers have no lanes to spare for an axis of two.
+
+    Neighbours change places and angles reach both of theirs by products with matrices of -1, 0
+    and 1: exact, as no sum has two terms. XLA takes up all else into the one that moves x.
+    """
+    channel = np.arange(x.shape[-1])
+    both = (channel[None] // 2 == np.arange(cos.shape[-1])[:, None]).astype(np.float32)
+    # Row c, column c': channel c' takes -x[c] or x[c].
+    sign = np.where(channel % 2 == 0, -1.0, 1.0)
+    exchange = np.eye(x.shape[-1])[channel ^ 1] * sign
+    product = functools.partial(
+        jax.lax.dot_general,
+        dimension_numbers=(((x.ndim - 1,), (0,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    partner = product(x, jnp.asarray(exchange, x.dtype))
+    cos, sin = (product(angle, jnp.asarray(both)) for angle in (cos, sin))
+    return x.astype(jnp.float32) * cos + partner * sin
