@@ -435,6 +435,30 @@ def test_self_check_falls_back_from_a_wrong_kernel(change, reason):
     assert name == "xla"
 
 
+@pytest.mark.parametrize("where", ["jit", "mesh"])
+def test_a_program_is_built_without_a_kernel_that_is_wrong_here(monkeypatch, where):
+    """It would be chosen: nothing but the check, made while tracing, stands against it."""
+    factor = 1.1 if where == "jit" else 1.2
+    wrong = lambda q, keys: dataclasses.replace(
+        part := xla.attention(q, keys), out=part.out * factor
+    )
+    kernel = api.Implementation(wrong, lambda q, keys: None, "cpu")
+    monkeypatch.setitem(api.IMPLEMENTATIONS, "planted", kernel)
+    q = normal(0, 1, 2, 8, 16)
+    attend = lambda q: attention(q, q, q).out
+    if where == "mesh":
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        spec = jax.sharding.PartitionSpec(None, "data")
+        attend = jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    with pytest.warns(RuntimeWarning, match="'xla' instead of 'planted': it disagrees in out"):
+        out = jax.jit(attend)(q)
+    assert_close(out, oracle(q, q, q)[0])
+    # Asked once: no second warning, which would be an error.
+    jax.jit(lambda q: attend(2 * q))(q)
+    monkeypatch.setattr(api, "is_sound", lambda *_: True)
+    assert np.abs(jax.jit(lambda q: attend(q))(q) - out).max() > 0.05
+
+
 def test_self_check_keeps_a_sound_kernel():
     sound = api.Implementation(KERNEL, tpu.reason_against)
     implementations = {**api.IMPLEMENTATIONS, "sound": sound}

@@ -118,7 +118,10 @@ def test_measuring_changes_nothing():
 
     @jax.jit
     def passes(cache, chunk):
-        one, two = (policy.attend(cache, layer, chunk, 3) for policy in (measured, plain))
+        one, two = (
+            policy.attend(policy.prepare(cache, chunk.start_frame, 3), layer, chunk, 3)
+            for policy in (measured, plain)
+        )
         return one, two, plain.update(cache, layer, chunk, 3)[1]
 
     cache = plain.init_layers(spec, 2)

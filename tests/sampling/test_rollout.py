@@ -1,5 +1,6 @@
 """One chunk as one compiled program, against plain loops in float64 NumPy."""
 
+import collections
 import dataclasses
 import functools
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from tests.models.cases import QUICK, case
 from tests.sampling.rollout_oracle import rollout as oracle_rollout
@@ -173,6 +175,28 @@ def test_donated_state_is_updated_in_place(monkeypatch):
     assert first.cache.k.is_deleted() and first.cache.v.is_deleted()
     assert all(map(same_bits, jax.tree.leaves(state), jax.tree.leaves(expected)))
     assert all(map(same_bits, jax.tree.leaves(donated), jax.tree.leaves(results)))
+
+
+def executed(jaxpr, primitive, times=1):
+    """Output shapes of a primitive, each as often as a run of the program executes it."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == primitive:
+            yield from [eqn.outvars[0].aval.shape] * times
+        for inner in jaxprs_in_params(eqn.params):
+            yield from executed(inner, primitive, times * eqn.params.get("length", 1))
+
+
+def test_cached_keys_are_rotated_once_for_all_denoise_passes():
+    """And once more in the commit pass; the chunk's own in every pass."""
+    rollout, _ = SETTINGS["absolute-window-by-one"]
+    noise, renoise = (jnp.asarray(x[0]) for x in inputs(1, 2))
+    empty = rollout.empty(CASE.batch, CASE.latent_size, jnp.float32)
+    text_kv = CASE.text_kv
+    step = jax.make_jaxpr(lambda *x: rollout.step(CASE.params, empty, text_kv, *x)[1].latents)
+    cosines = collections.Counter(shape[2:] for shape in executed(step(noise, renoise), "cos"))
+    layers, tokens, pairs = CASE.config.num_layers, 2, CASE.config.head_dim // 2
+    assert cosines[4 * tokens, pairs] == 2 * layers
+    assert cosines[tokens, pairs] >= 3 * layers
 
 
 def test_bfloat16_params_keep_float32_latents():

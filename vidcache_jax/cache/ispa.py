@@ -146,6 +146,10 @@ class ISPA(CachePolicy):
     def commit(self, cache: SlotCache, chunk: Chunk) -> SlotCache:
         return self.base.commit(cache, chunk)
 
+    def prepare(self, cache: SlotCache, start_frame: FrameNumber, num_frames: int) -> SlotCache:
+        # No copy of the keys: there is the memory of the statistics, and there are few chunks.
+        return cache
+
     def attend(
         self, cache: SlotCache, layer: LayerIndex, chunk: Chunk, num_frames: int
     ) -> Attended:

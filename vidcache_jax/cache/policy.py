@@ -22,16 +22,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vidcache_jax.array_typing import FrameNumber
-from vidcache_jax.cache.attend import attend_past_and_self, attend_view
+from vidcache_jax.cache.attend import attend_view
 from vidcache_jax.cache.state import (
     Attended,
     CacheSpec,
     CacheView,
     Chunk,
     LayerCache,
+    Prepared,
     StackedCache,
     Statistics,
 )
+from vidcache_jax.cache.working_copy import WorkingCopy, attend_copy_and_self, working_copy
 from vidcache_jax.ops.attention import AttentionPart
 
 LayerIndex = Int[Array, ""]
@@ -46,8 +48,12 @@ class StackedPolicy(Protocol):
         """Latent frames a video may have under this policy; None = no limit."""
         return None
 
+    def prepare(self, cache: StackedCache, start_frame: FrameNumber, num_frames: int) -> Prepared:
+        """What all denoise passes of a chunk share, made once before them: by default the cache."""
+        return cache
+
     def attend(
-        self, cache: StackedCache, layer: LayerIndex, chunk: Chunk, num_frames: int
+        self, prepared: Prepared, layer: LayerIndex, chunk: Chunk, num_frames: int
     ) -> Attended:
         """A layer's attention in a denoise pass; the chunk is noisy and nothing is written."""
         ...
@@ -148,11 +154,15 @@ class CachePolicy(StackedPolicy, Protocol):
         """
         return cache
 
+    def prepare(
+        self, cache: StackedCache, start_frame: FrameNumber, num_frames: int
+    ) -> WorkingCopy:
+        return working_copy(lambda own: self.read(own, start_frame, num_frames), cache)
+
     def attend(
-        self, cache: StackedCache, layer: LayerIndex, chunk: Chunk, num_frames: int
+        self, prepared: WorkingCopy, layer: LayerIndex, chunk: Chunk, num_frames: int
     ) -> Attended:
-        view = self.read(take_layer(cache, layer), chunk.start_frame, num_frames)
-        return Attended(attend_past_and_self(chunk, view).out)
+        return Attended(attend_copy_and_self(chunk, prepared, layer).out)
 
     def update(
         self, cache: StackedCache, layer: LayerIndex, chunk: Chunk, num_frames: int

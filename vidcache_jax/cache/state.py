@@ -19,6 +19,9 @@ LayerCache = Any
 StackedCache = Any
 """A policy's pytree for all layers: as a rule, that of one layer with a leading axis L."""
 
+Prepared = Any
+"""What the denoise passes of a chunk read, a pytree; a `WorkingCopy` or the cache itself."""
+
 Statistics = Any
 """What a policy gathers in every pass, a pytree; None for most policies."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import FrameNumber, Heads, Latents, Params, Timesteps
 from vidcache_jax.cache.policy import StackedPolicy
-from vidcache_jax.cache.state import CacheSpec, Chunk, StackedCache, Statistics
+from vidcache_jax.cache.state import CacheSpec, Chunk, Prepared, StackedCache, Statistics
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.layers import apply
 from vidcache_jax.models.wan_block import (
@@ -134,8 +134,13 @@ def denoise(
     start_frame: FrameNumber,
     statistics: Statistics = None,
     layout: Layout = ONE_DEVICE,
+    prepared: Prepared = None,
 ) -> tuple[Latents, Statistics]:
     """Flow of a noisy chunk given the past: ``flow ~ noise - clean``. Leaves the cache alone.
+
+    Args:
+      prepared: the policy's, for this chunk and cache, where several passes share it; by default
+        it is made for this one.
 
     Returns:
       The flow, and the policy's statistics with this pass in them.
@@ -148,13 +153,15 @@ def denoise(
         def attend(q: Heads, k: Heads, v: Heads):
             q, k, v = layout.queries(q), layout.to_heads(k), layout.to_heads(v)
             chunk = Chunk(q, k, v, text.k, text.is_text, start_frame)
-            attended = policy.attend(cache, index, chunk, latents.shape[1])
+            attended = policy.attend(prepared, index, chunk, latents.shape[1])
             out = layout.to_tokens(attended.out)
             return out, policy.observe(statistics, index, chunk, attended)
 
         delta, own = policy.output_delta(cache, index), layout.whole(block_params)
         return apply(WanBlock(config), own, layout.tokens(x), e0, text, attend, delta), None
 
+    if prepared is None:
+        prepared = policy.prepare(cache, start_frame, latents.shape[1])
     x, e, e0 = embed_chunk(params, config, latents, timestep)
     layers = jnp.arange(config.num_layers, dtype=jnp.int32)
     # The cache is closed over: returning it from the scan would cost a second cache.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache import CacheSpec, Chunk, SlidingWindow
 from vidcache_jax.cache.attend import attend_view
 from vidcache_jax.cache.policy import LayerIndex, take_layer
@@ -54,6 +55,11 @@ class MeasuredWindow(SlidingWindow):
     def init_statistics(self, spec: CacheSpec, num_layers: int) -> Shares:
         shape = (self.num_steps, num_layers, spec.batch, spec.num_heads, len(BUCKETS))
         return Shares(jnp.zeros(shape, jnp.float32), jnp.zeros((), jnp.int32))
+
+    def prepare(
+        self, cache: StackedCache, start_frame: FrameNumber, num_frames: int
+    ) -> StackedCache:
+        return cache
 
     def attend(
         self, cache: StackedCache, layer: LayerIndex, chunk: Chunk, num_frames: int

@@ -100,10 +100,13 @@ class Rollout:
         timesteps = schedule.rollout_timesteps(self.rollout)
         sigmas = jnp.asarray(timesteps / 1000, jnp.float32)
 
+        prepared = self.policy.prepare(state.cache, start, num_frames)
+
         def denoise(x, t, sigma, statistics):
             flow, statistics = wan_dit.denoise(
-                *model, x, timestep(t), text_kv, state.cache, start, statistics, self.layout
-            )
+                *model, x, timestep(t), text_kv, state.cache, start, statistics, self.layout,
+                prepared,
+            )  # fmt: skip
             flow = flow.astype(jnp.float32)
             # flow = noise - clean, so a pass says what is clean and what is noise in x.
             return (x - sigma * flow, x + (1 - sigma) * flow, statistics), flow

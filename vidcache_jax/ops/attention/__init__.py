@@ -6,6 +6,7 @@ ref    the definition, and the merge of parts
 xla    the definition in chunks; everywhere
 tpu    a Pallas kernel
 gpu    cuDNN
+table  the three by name
 check  a kernel against xla on the device at hand
 """
 

@@ -1,35 +1,20 @@
 """The one public attention call and the choice of its implementation."""
 
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.array_typing import Heads
-from vidcache_jax.ops.attention import gpu, tpu, xla
+from vidcache_jax.ops.attention import xla
+from vidcache_jax.ops.attention.check import is_sound
 from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.attention.ref import AttentionPart
+from vidcache_jax.ops.attention.table import IMPLEMENTATIONS, Implementation
 from vidcache_jax.ops.implementations import named
 from vidcache_jax.sharding import HEADS, MODEL_AXES, SEQUENCE
-
-
-class Implementation(NamedTuple):
-    """One way to compute `attention`."""
-
-    attend: Callable[[Heads, Keys], AttentionPart]
-    reason_against: Callable[[Heads, Keys], str | None]
-    """Why it cannot do this, None if it can."""
-    platform: str | None = None
-    """Where it is preferred to "xla", in JAX's words."""
-
-
-IMPLEMENTATIONS: Mapping[str, Implementation] = {
-    "xla": Implementation(xla.attention, lambda q, keys: None),
-    "tpu": Implementation(xla.with_gradient(tpu.attention), tpu.reason_against, "tpu"),
-    "gpu": Implementation(xla.with_gradient(gpu.attention), gpu.reason_against, "cuda"),
-}
 
 
 def attention(
@@ -61,7 +46,8 @@ def attention(
       bias: added to the logits of a slot.
       divided: what chips of one video share out on a mesh (`sharding`): heads, and queries over
         ``sequence``; or queries alone, each chip with all keys.
-      implementation: "xla", "tpu", "gpu" or None for the best one that can do this where it runs.
+      implementation: "xla", "tpu", "gpu" or None for the best one that can do this where it runs;
+        a kernel of this machine's device is checked first, once (`check`).
 
     Raises:
       ValueError: no implementation has that name, or the shapes do not fit each other.
@@ -80,8 +66,10 @@ def attention(
 def _best(q: Heads, keys: Keys, divided: str) -> AttentionPart:
     kernels = {
         each.platform: each.attend
-        for each in IMPLEMENTATIONS.values()
-        if each.platform is not None and each.reason_against(q, keys) is None
+        for name, each in IMPLEMENTATIONS.items()
+        if each.platform is not None
+        and each.reason_against(q, keys) is None
+        and is_sound(name, each, q.shape[-1], q.dtype)
     }
     axes = _compiler_axes()
     if not kernels or (axes and axes != {*MODEL_AXES}):

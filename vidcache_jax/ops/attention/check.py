@@ -1,7 +1,9 @@
 """Whether a kernel computes on this very device what it should; asked once, at start-up."""
 
+import functools
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -9,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidcache_jax.ops.attention import xla
-from vidcache_jax.ops.attention.api import IMPLEMENTATIONS, Implementation
 from vidcache_jax.ops.attention.keys import Keys
+from vidcache_jax.ops.attention.table import IMPLEMENTATIONS, Implementation
 
 
 def check_implementation(
@@ -32,9 +34,48 @@ def check_implementation(
       ``name``, or "xla" with a RuntimeWarning that says why, if it fails or disagrees.
     """
     if name is None:
-        name = {"tpu": "tpu", "gpu": "gpu"}.get(jax.devices()[0].platform, "xla")
+        here = (key for key, each in implementations.items() if each.platform == _platform())
+        name = next(here, "xla")
+    reason = _reason_against(implementations[name], head_dim, dtype)
+    if reason is None:
+        return name
+    _warn(name, reason)
+    return "xla"
+
+
+def is_sound(name: str, implementation: Implementation, head_dim: int, dtype: Any) -> bool:
+    """Whether a kernel may be chosen: one for this device only if it agrees with "xla" on it.
+
+    The first answer for a head_dim and dtype takes compiling and running both. It is given while a
+    program is traced, so that nothing that attends can forget to ask.
+    """
+    if implementation.platform != _platform():
+        return True
+    return _is_sound(name, implementation, head_dim, jnp.dtype(dtype), jax.devices()[0].device_kind)
+
+
+@functools.cache
+def _is_sound(name: str, implementation: Implementation, head_dim: int, dtype: Any, _: str) -> bool:
+    # In a thread of its own nothing is being traced, and no mesh is in use.
+    with ThreadPoolExecutor(1) as thread:
+        reason = thread.submit(_reason_against, implementation, head_dim, dtype).result()
+    if reason is not None:
+        _warn(name, reason)
+    return reason is None
+
+
+def _platform() -> str:
+    """Of the default device, in the words of programs that are lowered."""
+    platform = jax.devices()[0].platform
+    return "cuda" if platform == "gpu" else platform
+
+
+def _warn(name: str, reason: str) -> None:
+    warnings.warn(f"attention on 'xla' instead of {name!r}: {reason}", RuntimeWarning, stacklevel=3)
+
+
+def _reason_against(chosen: Implementation, head_dim: int, dtype: Any) -> str | None:
     q, keys = _sample(head_dim, dtype)
-    chosen = implementations[name]
     reason = chosen.reason_against(q, keys)
     if reason is None:
         # Whatever goes wrong in a kernel, to compile and run it included, there is another way.
@@ -42,10 +83,7 @@ def check_implementation(
             reason = _disagreement(chosen, q, keys)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-    if reason is None:
-        return name
-    warnings.warn(f"attention on 'xla' instead of {name!r}: {reason}", RuntimeWarning, stacklevel=2)
-    return "xla"
+    return reason
 
 
 def _sample(head_dim: int, dtype: Any) -> tuple[jax.Array, Keys]:
