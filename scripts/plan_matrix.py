@@ -1,0 +1,217 @@
+"""Plans every policy for Wan 1.3B and 14B on TPU slices, and how one video scales; writes a page.
+
+    pip install -e ".[tpu]"
+    JAX_PLATFORMS=cpu python scripts/plan_matrix.py --write docs/planning.md     # an hour or two
+
+Each row is a `vidcache plan`: the chunk program of 480 x 832 in bfloat16, compiled for a slice that
+need not be there. Rows are kept in the work folder as they are finished, so the script can be
+interrupted and started again.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+
+import vidcache_jax as vj
+from vidcache_jax.cache import CachePolicy, HeadRoles
+from vidcache_jax.planning.chips import CHIPS
+from vidcache_jax.planning.compiled import compiled_plan
+from vidcache_jax.planning.plan import GIB
+from vidcache_jax.planning.slices import chips_of, mesh_for_one_video
+from vidcache_jax.planning.topology import tpu_devices
+from vidcache_jax.sampling.rollout import Rollout
+from vidcache_jax.sharding import Layout, make_mesh
+
+MODELS = {"1.3B": vj.WanConfig.wan_1_3b(), "14B": vj.WanConfig.wan_14b()}
+LATENT_SIZE = (60, 104)
+FRAMES_A_LATENT = 4
+
+
+def paper_roles(config: vj.WanConfig) -> HeadRoles:
+    """A quarter of the heads anchors, a fifth local, as Head Forcing's percentiles have it."""
+    count = config.num_layers * config.num_heads
+    roles = ["anchor"] * (count // 4) + ["local"] * (count // 5)
+    roles += ["memory"] * (count - len(roles))
+    rows = tuple(tuple(roles[layer :: config.num_layers]) for layer in range(config.num_layers))
+    return HeadRoles(rows)
+
+
+POLICIES: dict[str, Callable[[vj.WanConfig], CachePolicy]] = {
+    "`full`, a minute": lambda config: vj.FullCache(capacity=243),
+    "`sliding-window`, 21": lambda config: vj.SlidingWindow(21, 3),
+    "`tethercache`, 21": lambda config: vj.TetherCache(),
+    "`head-forcing`": lambda config: vj.HeadForcing(paper_roles(config)),
+    "`future-forcing`, 18": lambda config: vj.FutureForcing(),
+    "`ispa`, warm-up": lambda config: vj.ISPA(),
+}
+SLICES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")
+STRONG = ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4")
+"""One video on ever more chips."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    model: str
+    policy: str
+    topology: str
+    shard_weights: bool = False
+
+
+CASES = tuple(
+    Case(model, policy, topology) for model in MODELS for topology in SLICES for policy in POLICIES
+)
+SHARDED = tuple(
+    Case("14B", "`sliding-window`, 21", topology, shard_weights=True)
+    for topology in SLICES
+)  # fmt: skip
+SCALING = tuple(Case("1.3B", "`sliding-window`, 21", topology) for topology in STRONG)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args:
+    work_dir: Path = Path("runs/plans")
+    """Finished rows are kept here."""
+    write: Path | None = None
+    """Where to write the page; printed if not given."""
+    models: tuple[str, ...] = tuple(MODELS)
+    policies: tuple[str, ...] = tuple(POLICIES)
+
+
+def main(args: Args) -> None:
+    console = Console(stderr=True)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    rows: dict[Case, dict[str, Any]] = {}
+    for case in dict.fromkeys((*CASES, *SHARDED, *SCALING)):
+        if case.model in args.models and case.policy in args.policies:
+            rows[case] = kept(case, args.work_dir)
+            console.print(f"{case}: {rows[case]}", markup=False, highlight=False)
+    text = page(rows)
+    if args.write is None:
+        print(text)
+    else:
+        args.write.write_text(text, encoding="utf-8")
+
+
+def kept(case: Case, folder: Path) -> dict[str, Any]:
+    """The row of a case, from its file or by compiling."""
+    name = "-".join(str(value) for value in dataclasses.astuple(case))
+    path = folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
+    if not path.exists():
+        path.write_text(json.dumps(row_of(case)))
+    return json.loads(path.read_text())
+
+
+def row_of(case: Case) -> dict[str, Any]:
+    config, rollout = MODELS[case.model], vj.RolloutConfig()
+    chip, count = chips_of(case.topology)
+    rows, columns = config.token_grid(*LATENT_SIZE)
+    tokens = rollout.frames_per_chunk * rows * columns
+    mesh = make_mesh(
+        **mesh_for_one_video(config.num_heads, tokens, count), devices=tpu_devices(case.topology)
+    )
+    layout = Layout(mesh, case.shard_weights)
+    static = Rollout(config, rollout, POLICIES[case.policy](config), layout)
+    try:
+        plan = compiled_plan(static, layout.size("data"), LATENT_SIZE, CHIPS[chip], jnp.bfloat16)
+    except jax.errors.JaxRuntimeError as error:
+        return {"refused": str(error).strip().splitlines()[0]}
+    return {
+        "chips": count,
+        "videos": plan.videos,
+        "headroom": plan.headroom / GIB,
+        "state": plan.state / GIB,
+        "temporaries": plan.temporaries / GIB,
+        "moved": plan.moved / 1e9,
+        "roofline": plan.seconds,
+        "compiler": [plan.compiler_seconds, plan.attention_seconds, plan.link_seconds],
+    }
+
+
+def page(rows: dict[Case, dict[str, Any]]) -> str:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+    return f"""# Plans
+
+Written by `scripts/plan_matrix.py` on {datetime.date.today()}, {versions}.
+**Projections: nothing here has run on a TPU.** Memory is the compiler's, for one chip. *Roofline*:
+matrix units and attention at rates that others have measured, then links, one after the other.
+*Compiler*: its own estimate of all its instructions, with the roofline's attention and links for
+what it does not estimate. The DiT alone, four denoise passes and the commit, 480 x 832, bfloat16; a
+chunk is three latent frames, 12 of pixels. Text encoder and VAE are not in it.
+
+## Every policy on eight chips, one video
+
+{_table({case: rows[case] for case in CASES if case in rows})}
+
+With `--shard-weights`, the layers' weights in eighths, gathered one after the other:
+
+{_table({case: rows[case] for case in SHARDED if case in rows})}
+
+## More chips
+
+*Strong scaling*, one video on ever more chips. Four places share the twelve heads of the 1.3B, more
+share the chunk's queries; chips that neither divides make another video.
+
+{_scaling({case: rows[case] for case in SCALING if case in rows})}
+
+*Weak scaling*, a video for each group of chips: over `data` nothing is exchanged (the collectives
+are counted in `tests/test_sharding.py`), so that n groups make n videos in the time of one. What
+the host does, and the writing of files, no plan knows.
+"""
+
+
+def _table(rows: dict[Case, dict[str, Any]]) -> str:
+    lines = [
+        "| model | slice | policy | cache | temporaries | left | moved | roofline | compiler |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case, row in rows.items():
+        head = f"| {case.model} | {case.topology} | {case.policy} |"
+        if "refused" in row:
+            lines.append(f"{head} refused: {row['refused'][:160]} | | | | | |")
+            continue
+        left = f"{row['headroom']:.1f} GiB" if row["headroom"] >= 0 else (
+            f"**{-row['headroom']:.1f} GiB too little**"
+        )  # fmt: skip
+        lines.append(
+            f"{head} {row['state']:.2f} GiB | {row['temporaries']:.2f} GiB | {left} | "
+            f"{row['moved']:.1f} GB | {_ms(row['roofline'])} | {_ms(sum(row['compiler']))} |"
+        )
+    return "\n".join(lines)
+
+
+def _scaling(rows: dict[Case, dict[str, Any]]) -> str:
+    lines = [
+        "| slice | videos | roofline | compiler | links | speed-up, compiler | of the ideal |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    first = None
+    for case, row in rows.items():
+        if "refused" in row:
+            lines.append(f"| {case.topology} | refused: {row['refused'][:160]} | | | | | |")
+            continue
+        seconds = sum(row["compiler"]) / row["videos"]
+        first = first or (seconds, row["chips"])
+        faster, more = first[0] / seconds, row["chips"] / first[1]
+        lines.append(
+            f"| {case.topology} | {row['videos']} | {_ms(row['roofline'])} | "
+            f"{_ms(sum(row['compiler']))} | {_ms(row['compiler'][2])} | {faster:.2f} | "
+            f"{faster / more:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
