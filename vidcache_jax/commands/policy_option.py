@@ -13,7 +13,6 @@ from vidcache_jax.cache import (
     HeadRoles,
     SlidingWindow,
 )
-from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
 
 DEFAULT_POLICY = "sliding-window"
@@ -82,15 +81,9 @@ def _roles_from_file(
 def fitted(
     policy: CachePolicy, given: list[str], num_frames: int, model: VideoModel
 ) -> CachePolicy:
-    """Fills in what was not stated: a full cache's capacity, the roles of the model's heads.
-
-    Raises:
-      ValueError: a role table was made for another model.
-    """
+    """Fills in what was not stated: a full cache's capacity, the roles of the model's heads."""
     if isinstance(policy, FullCache) and not any(a.startswith("--capacity") for a in given):
         return FullCache(capacity=num_frames)
     if isinstance(policy, HeadForcing):
-        policy = dataclasses.replace(policy, roles=policy.roles or model.head_roles)
-        if policy.roles is not None:
-            policy.roles.check_model(fingerprint(model.params))
+        return dataclasses.replace(policy, roles=policy.roles or model.head_roles)
     return policy
