@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.cache.head_oracle import HeadOracle
 from vidcache_jax.cache import CacheSpec, FullCache, HeadForcing, HeadRoles, SlidingWindow
 from vidcache_jax.cache.head_roles import ROLES
-from vidcache_jax.testing import Trial, assert_close
+from vidcache_jax.testing import Trial, assert_close, random_chunk
 from vidcache_jax.testing.trial import chunk_of
 
 MIXED = HeadRoles((("local", "memory", "anchor"), ("memory", "anchor", "memory")))
@@ -220,6 +220,16 @@ def test_heads_re_index_what_they_see(published):
         frames = view.position[0, head, ::2, 0][seen].tolist()
         assert dict(zip(numbers[head, seen].tolist(), frames, strict=True)) == past
         assert view.query_position[0, head, ::2, 0].tolist() == own
+
+
+def test_memory_is_judged_by_the_latest_prompt(published):
+    trial, states = published
+    layer = jax.tree.map(lambda x: x[0], states[-1])
+    chunk = random_chunk(np.random.default_rng(0), trial.spec, 27)
+    other = dataclasses.replace(chunk, text_k=-2 * chunk.text_k, start_frame=jnp.int32(30))
+    commit = jax.jit(trial.policy.commit)
+    after = commit(commit(layer, chunk), other)
+    assert_close(after.prompt[0], -2 * prompt_of(trial.spec, trial.policy))
 
 
 def test_what_is_allocated_is_the_longest_head(published):
