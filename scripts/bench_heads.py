@@ -1,26 +1,31 @@
-"""What HeadForcing allocates, computes and remembers; prints two tables.
+"""What HeadForcing allocates, computes and remembers; prints three tables.
 
     python scripts/bench_heads.py
     python scripts/bench_heads.py --videos 1 --seconds 12     # in small
 
 *Computed*, at the real shape of Wan 1.3B (30 layers of 12 heads, 1,560 tokens a frame, bfloat16,
-chunks of three frames), against `SlidingWindow(21)`. *Frame-slots* are frames of one head; the
-needed ones are those of the paper's 72 local, 90 anchor and 198 memory heads. *FLOPs* are the
+chunks of three frames), against `SlidingWindow(21)`. *Frame-slots* are frames of one head; there
+are the paper's 72 local, 90 anchor and 198 memory heads. *FLOPs* are the
 compiler's `cost_analysis` of one layer's programs, compiled and never run: a chunk is four denoise
 passes and one commit pass. Those of *attention over what is seen* are counted by hand, two
 multiplications with T x S x H each, for a kernel that skips what a head does not see. The update
 of episodic memory is one layer's share of it, and is due in every third chunk at most.
 
-*Compilations* and chunk times are measured by `scripts/bench.py`.
+*Chunk times* are those of the built-in model, from the dispatch of a chunk to its frames on the
+host; the two policies take turns, and medians count. *Compilations* after the first chunk are
+counted by `scripts/bench.py`.
 
 *Prompts that change*: one video a row of prompts, a new prompt every sixth of its length, all in
 one place. A prompt's sprite is *found* in a frame as `scripts/bench_prompts.py` defines it; the
-number is the share of the frames of a segment, mean over videos.
+number is the share of the frames of a segment, mean over videos. *Admitted* and *merged* are the
+events of a video's episodic memory.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +39,6 @@ from rich.table import Table
 import vidcache_jax as vj
 from vidcache_jax.cache import CacheSpec
 from vidcache_jax.models import wan_dit
-from vidcache_jax.models.codec import to_uint8
-from vidcache_jax.sampling.rollout import Rollout, chunk_noise
-from vidcache_jax.sampling.session import chunks_for
 from vidcache_jax.testing import chunk_of
 from vidcache_jax.tiny import paint
 from vidcache_jax.tiny.spotting import spot
@@ -44,8 +46,10 @@ from vidcache_jax.tiny.spotting import spot
 WAN = vj.WanConfig.wan_1_3b()
 LAYER = dataclasses.replace(WAN, num_layers=1)
 FRAMES, DENOISE_PASSES, LATENT_SIZE = 3, 4, (60, 104)
-COUNTS = {"local": 72, "anchor": 90, "memory": 198}
-SEEN = {"local": 4, "anchor": 7, "memory": 11}
+ROLES = vj.HeadRoles.from_numbers(np.repeat(np.arange(3), (72, 90, 198)).reshape(30, 12))
+WINDOW = 21
+WARM_UP = 10
+"""Chunks until the window is full."""
 SEGMENTS = 6
 
 
@@ -57,6 +61,10 @@ class Args:
     """With prompts that change."""
     seconds: float = 60.0
     """Length of each."""
+    recache_frames: int = 0
+    """Latent frames that are committed anew when the prompt changes."""
+    rounds: int = 100
+    """Chunks of each policy that are timed."""
     sheets: Path | None = None
     """A folder for a contact sheet of each policy's first video."""
 
@@ -64,24 +72,26 @@ class Args:
 def main(args: Args) -> None:
     console = Console(width=110)
     console.print(computed())
+    console.print(timed(args))
     console.print(changing_prompts(args))
 
 
 def computed() -> Table:
-    roles = vj.HeadRoles.from_numbers(np.resize(np.arange(3), (30, 12)))
-    policies = {"SlidingWindow(21)": vj.SlidingWindow(21), "HeadForcing": vj.HeadForcing(roles)}
+    forcing = vj.HeadForcing(ROLES)
+    policies = {f"SlidingWindow({WINDOW})": vj.SlidingWindow(WINDOW), "HeadForcing": forcing}
     spec = wan_dit.cache_spec(WAN, 1, LATENT_SIZE, FRAMES, jnp.bfloat16)
     table = Table("Wan 1.3B", *policies, "ratio", title="computed, 3 x 1560 tokens a chunk")
-    needed = sum(COUNTS[role] * SEEN[role] for role in COUNTS)
+    heads = WAN.num_layers * WAN.num_heads
+    needed = [WINDOW * heads, forcing.frame_slots(FRAMES)]
     rows = {
-        "frame-slots needed": [21.0 * 360, float(needed)],
+        "frame-slots needed": needed,
         "frame-slots allocated": [allocated_slots(policy, spec) for policy in policies.values()],
         "cache, GiB": [nbytes(policy, spec) / 2**30 for policy in policies.values()],
         "chunk, one layer, FLOPs": [
             chunk_flops(one_layer(policy), spec) for policy in policies.values()
         ],
         "attention over what is seen, one layer, FLOPs": [
-            attention_flops(spec, slots / 360) for slots in (21 * 360, needed)
+            attention_flops(spec, slots / heads) for slots in needed
         ],
         "update, one layer, FLOPs": [update(one_layer(p), spec)[0] for p in policies.values()],
         "update, one layer, bytes": [update(one_layer(p), spec)[1] for p in policies.values()],
@@ -153,20 +163,46 @@ def update(policy: vj.CachePolicy, spec: CacheSpec) -> np.ndarray:
     )
 
 
+def timed(args: Args) -> Table:
+    model = vj.load_model("tiny")
+    policies = (vj.SlidingWindow(WINDOW), vj.HeadForcing(model.head_roles))
+    videos = [endless(vj.Session(model, policy, prompt=told(0)[0][1])) for policy in policies]
+    times: list[list[float]] = [[], []]
+    for _ in range(WARM_UP + args.rounds):
+        for video, own in zip(videos, times, strict=True):
+            start = time.perf_counter()
+            next(video)
+            own.append(time.perf_counter() - start)
+    window, forcing = (statistics.median(own[WARM_UP:]) for own in times)
+    table = Table("built-in model", f"SlidingWindow({WINDOW})", "HeadForcing", "ratio of speeds")
+    cells = (1e3 * window, 1e3 * forcing)
+    table.add_row("chunk, ms", *(f"{x:.1f}" for x in cells), f"{window / forcing:.2f}")
+    return table
+
+
+def endless(session: vj.Session) -> Iterator[np.ndarray]:
+    while True:
+        yield from session.generate(60)
+
+
 def changing_prompts(args: Args) -> Table:
     model = vj.load_model("tiny")
     policies = {
-        "sliding-window": vj.SlidingWindow(21),
-        "window-and-sink": vj.SlidingWindow(21, 3),
+        "sliding-window": vj.SlidingWindow(WINDOW),
+        "window-and-sink": vj.SlidingWindow(WINDOW, 3),
         "tethercache": vj.TetherCache(),
         "head-forcing": vj.HeadForcing(model.head_roles),
     }
     title = f"{args.videos} videos of {args.seconds:g} s, told sprite found, by segment"
-    table = Table("policy", *(str(i + 1) for i in range(SEGMENTS)), "mean", title=title)
+    segments = (str(i + 1) for i in range(SEGMENTS))
+    table = Table("policy", *segments, "mean", "admitted", "merged", title=title)
     for name, policy in policies.items():
-        videos = [segments_found(model, policy, name, index, args) for index in range(args.videos)]
-        found = np.mean(videos, axis=0)
-        table.add_row(name, *(f"{share:.0%}" for share in (*found, found.mean())))
+        made = [segments_found(model, policy, name, index, args) for index in range(args.videos)]
+        shares, events = (np.mean(values, axis=0) for values in zip(*made, strict=True))
+        table.add_row(
+            name, *(f"{share:.0%}" for share in (*shares, shares.mean())),
+            *(f"{count:.1f}" for count in events),
+        )  # fmt: skip
     return table
 
 
@@ -180,52 +216,33 @@ def told(video: int) -> list[tuple[str, str]]:
 
 def segments_found(
     model: vj.VideoModel, policy: vj.CachePolicy, name: str, video: int, args: Args
-) -> list[float]:
-    prompts = told(video)
-    frames = roll_out(model, policy, [text for _, text in prompts], args.seconds, seed=video)
+) -> tuple[list[float], list[int]]:
+    """Shares of one video's segments; (admitted, merged), of policies that count them."""
+    colours, prompts = zip(*told(video), strict=True)
+    session = vj.Session(
+        model, policy, prompt=prompts[0], seed=video, recache_frames=args.recache_frames
+    )
+    parts = []
+    for prompt in prompts:
+        if parts:
+            session.change_prompt(prompt)
+        parts.append(np.concatenate([*session.generate(args.seconds / SEGMENTS)]))
     if args.sheets is not None and video == 0:
+        frames = np.concatenate(parts)
         sheet = vj.ContactSheet(
             args.sheets / f"prompts_{name}.png", total_frames=len(frames),
             fps=model.frames_per_second, columns=12, rows=2,
         )  # fmt: skip
         with sheet:
             sheet.write(frames)
-    parts = np.array_split(frames, SEGMENTS)
-    return [
+    found = [
         float(np.mean(spot(part, colour).found))
-        for part, (colour, _) in zip(parts, prompts, strict=True)
+        for part, colour in zip(parts, colours, strict=True)
     ]
-
-
-def roll_out(
-    model: vj.VideoModel, policy: vj.CachePolicy, prompts: list[str], seconds: float, seed: int
-) -> np.ndarray:
-    """Frames of one video whose prompt changes; the cache stays, only the prompt's keys change."""
-    rollout = Rollout(model.config, model.rollout, policy)
-    encode = jax.jit(wan_dit.encode_text, static_argnums=1)
-    texts = [jnp.asarray(model.embed_text(text), jnp.float32)[None] for text in prompts]
-    text_kv = [encode(model.params, model.config, text) for text in texts]
-    state = rollout.init(1, model.latent_size, wan_dit.param_dtype(model.params))
-    codec = model.codec.init_state(1, *model.latent_size)
-    num_chunks, frames = chunks_for(seconds, model), []
-    for chunk in range(num_chunks):
-        text = text_kv[chunk * len(prompts) // num_chunks]
-        arguments = (rollout, model.codec, model.latent_size, model.params, model.codec_params)
-        (state, codec), made = _chunk(*arguments, (state, codec), text, jax.random.key(seed))
-        frames.append(np.asarray(made[0]))
-    return np.concatenate(frames)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
-def _chunk(rollout, codec, latent_size, params, codec_params, states, text_kv, key):
-    state, codec_state = states
-    num_frames = rollout.rollout.frames_per_chunk
-    shape = (1, num_frames, *latent_size, rollout.config.in_dim)
-    steps = len(rollout.rollout.denoise_timesteps)
-    noise, renoise = chunk_noise(key, state.next_frame // num_frames, steps, shape)
-    state, chunk = rollout.step(params, state, text_kv, noise, renoise)
-    frames, codec_state = codec.decode(codec_params, chunk.latents, codec_state)
-    return (state, codec_state), to_uint8(frames)
+    counts = ()
+    if isinstance(policy, vj.HeadForcing):
+        counts = (session.cache.admitted, session.cache.merged)
+    return found, [int(count[0, 0]) for count in counts]
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_bench_command_runs_in_small(tmp_path):
         ("bench-tether-command", "--grid 1 2 --rounds 1", "released operations"),
         ("bench-wan-command", "--grid 4 4 --rounds 1 --layers 0", "pass, small DiT +│ float32"),
         ("bench-ispa-command", "--no-computed --width 32", "the transition"),
-        ("bench-heads-command", "--videos 1 --seconds 3", "head-forcing"),
+        ("bench-heads-command", "--videos 1 --seconds 3 --rounds 2", "head-forcing"),
     ],
 )
 def test_other_bench_commands_run_in_small(tmp_path, name, small, row):

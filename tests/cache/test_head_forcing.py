@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.cache.head_oracle import HeadOracle
 from vidcache_jax.cache import CacheSpec, FullCache, HeadForcing, HeadRoles, SlidingWindow
 from vidcache_jax.cache.head_roles import ROLES
-from vidcache_jax.testing import Trial, assert_close
+from vidcache_jax.testing import Trial, assert_close, random_chunk
 from vidcache_jax.testing.trial import chunk_of
 
 MIXED = HeadRoles((("local", "memory", "anchor"), ("memory", "anchor", "memory")))
@@ -23,19 +23,21 @@ def spec_of(policy, frames_per_chunk=3, batch=1, grid=(1, 2), num_heads=None) ->
     )  # fmt: skip
 
 
-def prompt_of(spec, mask_padding=True):
+def prompt_of(spec, policy):
     """The mean prompt key of every trial, [heads, H]."""
     zeros = jnp.zeros((spec.batch, spec.num_heads, 1, spec.head_dim))
     chunk = chunk_of(spec, zeros, zeros, zeros, jnp.int32(0))
     keys = np.asarray(chunk.text_k[0], np.float64)
-    return keys[:, np.asarray(chunk.is_text[0]) | (not mask_padding)].mean(axis=1)
+    if policy.prompt_source == "directions":
+        keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
+    return keys[:, np.asarray(chunk.is_text[0]) | (not policy.mask_padding)].mean(axis=1)
 
 
 def assert_agrees(policy, spec, num_chunks, seed, token_scores=None):
-    """Outputs, positions and episodic memory after every chunk; returns the oracles."""
+    """Outputs, positions, episodic memory and counts after every chunk; returns the oracles."""
     trial = Trial(policy, spec, policy.roles.shape[0])
     history = trial.random_history(seed, num_chunks)
-    prompt = prompt_of(spec, policy.mask_padding)
+    prompt = prompt_of(spec, policy)
     oracles = [
         HeadOracle(spec.grid, policy.roles.table, policy, prompt, token_scores)
         for _ in range(spec.batch)
@@ -57,6 +59,8 @@ def assert_agrees(policy, spec, num_chunks, seed, token_scores=None):
             expected = sorted(entry.number for entry in oracle.episodic)
             for layer in entries:
                 assert sorted(layer[layer >= 0]) == expected, where
+            assert (state.admitted[:, video] == len(oracle.admitted)).all(), where
+            assert (state.merged[:, video] == len(oracle.merged)).all(), where
     return oracles
 
 
@@ -74,8 +78,13 @@ CASES = {
     "choosy": (HeadForcing(MIXED, 3, update_interval=1, tau_novel=0.05), 3, 25),
     "small": (HeadForcing(MIXED, 2, 2, 1, 0, 1, tau_novel=0.2), 3, 14),
     "single frames": (HeadForcing(MIXED, 3, 3, 2, 2, 2, overflow="fifo", rope="global"), 1, 20),
-    "long windows": (HeadForcing(MIXED, 3, 4, 5, 2, 1, score_on="raw", mask_padding=False), 3, 12),
-}
+    "long windows": (
+        HeadForcing(
+            MIXED, 3, 4, 5, 2, 1, score_on="raw", prompt_source="directions", mask_padding=False
+        ),
+        3, 12,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -98,6 +107,7 @@ FIELDS = st.fixed_dictionaries({
     "tau_novel": st.sampled_from([0.0, 0.3, 0.95]),
     "overflow": st.sampled_from(["prompt", "fifo"]),
     "rope": st.sampled_from(["headwise", "global"]),
+    "prompt_source": st.sampled_from(["keys", "directions"]),
 })  # fmt: skip
 ROW = st.tuples(st.sampled_from(ROLES), st.sampled_from(ROLES))
 
@@ -212,6 +222,16 @@ def test_heads_re_index_what_they_see(published):
         assert view.query_position[0, head, ::2, 0].tolist() == own
 
 
+def test_memory_is_judged_by_the_latest_prompt(published):
+    trial, states = published
+    layer = jax.tree.map(lambda x: x[0], states[-1])
+    chunk = random_chunk(np.random.default_rng(0), trial.spec, 27)
+    other = dataclasses.replace(chunk, text_k=-2 * chunk.text_k, start_frame=jnp.int32(30))
+    commit = jax.jit(trial.policy.commit)
+    after = commit(commit(layer, chunk), other)
+    assert_close(after.prompt[0], -2 * prompt_of(trial.spec, trial.policy))
+
+
 def test_what_is_allocated_is_the_longest_head(published):
     """11 frames a head: 3,960 at the paper's 360 heads, where roles need 3,096 and a window 7,560.
 
@@ -226,6 +246,14 @@ def test_what_is_allocated_is_the_longest_head(published):
     shapes = jax.eval_shape(lambda: jax.tree.leaves(trial.policy.init(real)))
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in shapes]
     assert sum(sizes[2:]) < 1e-3 * sum(sizes[:2])
+
+
+def test_frame_slots_are_what_the_roles_need():
+    papers = HeadRoles.from_numbers(np.repeat([0, 1, 2], [72, 90, 198]).reshape(30, 12))
+    assert HeadForcing(papers).frame_slots(3) == 3096
+    # Memory heads with the fast window alone.
+    assert HeadForcing(papers, fast_size=8, admission="never").frame_slots(3) == 3096
+    assert HeadForcing(MIXED, 4, 5, 2, 1).frame_slots(1) == 1 * 2 + 2 * 4 + 3 * 10
 
 
 def test_roles_are_data_one_program_serves_every_table():
@@ -254,7 +282,7 @@ def test_impossible_fields_are_refused(fields, message):
         HeadForcing(MIXED, **fields)
 
 
-@pytest.mark.parametrize("field", ["admission", "overflow", "rope", "score_on"])
+@pytest.mark.parametrize("field", ["admission", "overflow", "rope", "prompt_source", "score_on"])
 def test_other_words_are_refused(field):
     # Past `__init__`, whose annotations already refuse the word while tests check types.
     policy = object.__new__(HeadForcing)
@@ -271,6 +299,15 @@ def test_roles_of_another_shape_are_refused():
         policy.init_layers(spec_of(policy), 4)
     with pytest.raises(ValueError, match="needs the roles.*model.head_roles"):
         HeadForcing().init(spec_of(policy))
+
+
+def test_roles_of_another_model_are_refused():
+    policy = HeadForcing(dataclasses.replace(MIXED, fingerprint="abc"))
+    policy.check_model(lambda: "abc")
+    with pytest.raises(ValueError, match="fingerprint abc, this one has def: profile this model"):
+        policy.check_model(lambda: "def")
+    # Roles of no model in particular: nothing is asked.
+    HeadForcing(MIXED).check_model(lambda: pytest.fail("asked for the fingerprint"))
 
 
 def test_defaults_are_the_papers():

@@ -31,40 +31,54 @@ def quick(function, **options):
     return jax.jit(function, compiler_options=QUICK, **options)
 
 
-def test_the_cache_is_that_of_committing_the_encoded_prefix_and_the_video_goes_on():
+def test_prefix_and_recached_frames_are_committed_and_the_video_goes_on():
     """Everything once more by hand: encode in one piece, commit, draw noise, step, decode."""
     model = toy_wan_model()
     prefix = noise_video(11)  # two chunks: 5 and 6 frames
-    session = vj.Session(model, POLICY, prompt=PROMPT, seed=3, prefix=prefix)
+    session = vj.Session(model, POLICY, prompt=PROMPT, seed=3, prefix=prefix, recache_frames=6)
 
     config, codec, params = model.config, model.codec, model.params
     encode = quick(lambda frames: codec.encode(model.codec_params, frames, None)[0])
     latents = encode(from_uint8(jnp.asarray(prefix[None])))
     assert latents.shape[:2] == (1, 6)
-    text = model.embed_text(PROMPT)[None]
-    text_kv = quick(wan_dit.encode_text, static_argnums=1)(params, config, text)
+    encode_text = quick(wan_dit.encode_text, static_argnums=1)
+    text_kv = encode_text(params, config, model.embed_text(PROMPT)[None])
     rollout = Rollout(config, model.rollout, POLICY)
     state = rollout.init(1, model.latent_size, jnp.float32)
     commit = quick(functools.partial(wan_dit.commit, params, config, POLICY))
-    cache = state.cache
-    for start in (0, 3):
-        own = latents[:, start : start + 3]
-        cache, _ = commit(own, jnp.zeros((1, 3)), text_kv, cache, jnp.int32(start))
-    assert_close(session._state.cache.k, cache.k)
-    assert_close(session._state.cache.v, cache.v)
-    np.testing.assert_array_equal(session._state.cache.frame_index, cache.frame_index)
+
+    def committed(latents, text_kv):
+        cache = state.cache
+        for start in (0, 3):
+            own = latents[:, start : start + 3]
+            cache, _ = commit(own, jnp.zeros((1, 3)), text_kv, cache, jnp.int32(start))
+        assert_close(session.cache.k, cache.k)
+        assert_close(session.cache.v, cache.v)
+        np.testing.assert_array_equal(session.cache.frame_index, cache.frame_index)
+        return cache
+
+    cache = committed(latents, text_kv)
     assert session.chunks_made == 2
 
     shape = (1, 3, *model.latent_size, 16)
     noise = chunk_noise(jax.random.key(3), jnp.int32(2), 2, shape)
-    state = type(state)(cache, jnp.int32(6))
-    _, chunk = quick(rollout.step)(params, state, text_kv, *noise)
+    step = quick(rollout.step)
+    _, chunk = step(params, type(state)(cache, jnp.int32(6)), text_kv, *noise)
     decode = quick(lambda latents: codec.decode(model.codec_params, latents, None)[0])
     whole = np.asarray(to_uint8(decode(jnp.concatenate([latents, chunk.latents], axis=1))))[0]
     (made,) = session.generate(6 / 8)
     given = np.concatenate([session.prefix_frames, made]).astype(int)
     assert given.shape == whole.shape == (17, 4, 8, 3)
     assert abs(given - whole).max() <= 1
+
+    # Another prompt: the latest six frames once more, as if a video began with them.
+    session.change_prompt("a blue square circles")
+    text_kv = encode_text(params, config, model.embed_text("a blue square circles")[None])
+    cache = committed(jnp.concatenate([latents[:, 3:], chunk.latents], axis=1), text_kv)
+    noise = chunk_noise(jax.random.key(3), jnp.int32(3), 2, shape)
+    _, chunk = step(params, type(state)(cache, jnp.int32(6)), text_kv, *noise)
+    assert sum(len(frames) for frames in session.generate(6 / 8)) == 6
+    assert_close(session.latents, chunk.latents[0])
 
 
 def test_without_a_prefix_there_are_no_prefix_frames():

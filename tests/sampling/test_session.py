@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,10 +101,33 @@ def test_same_seed_same_video_in_one_go_or_in_pieces(model):
     assert (whole != other).any()
 
 
-def test_prompt_changes_the_video(model):
-    one = video(vj.Session(model, POLICIES["full"], prompt=PROMPT), 0.3)
-    other = video(vj.Session(model, POLICIES["full"], prompt="a blue square circles"), 0.3)
-    assert (one != other).any()
+def test_a_prompt_changes_the_video_also_between_chunks_and_the_cache_stays(model):
+    other, videos = "a blue square circles", []
+    for prompts in ((PROMPT, PROMPT), (PROMPT, other), (other, other)):
+        session = vj.Session(model, POLICIES["full"], prompt=prompts[0])
+        first = video(session, 3 / 8)
+        before = [np.asarray(leaf) for leaf in jax.tree.leaves(session.cache)]
+        with compilations() as compiled:
+            session.change_prompt(prompts[1])
+            chex.assert_trees_all_equal(jax.tree.leaves(session.cache), before)
+            videos.append([first, video(session, 3 / 8)])
+        assert compiled == []
+    same, changed, another = videos
+    np.testing.assert_array_equal(changed[0], same[0])
+    assert (another[0] != same[0]).any()
+    assert (changed[1] != same[1]).any() and (changed[1] != another[1]).any()
+
+
+@pytest.mark.parametrize("frames", [-3, 4])
+def test_refuses_to_recache_parts_of_chunks(model, frames):
+    with pytest.raises(ValueError, match=f"recache_frames={frames} must be whole chunks of 3"):
+        vj.Session(model, POLICIES["full"], prompt=PROMPT, recache_frames=frames)
+
+
+def test_refuses_a_policy_made_for_another_model(model):
+    policy = vj.HeadForcing(vj.HeadRoles.uniform("memory", 2, 2, "0123"))
+    with pytest.raises(ValueError, match="fingerprint 0123, this one has"):
+        vj.Session(model, policy, prompt=PROMPT)
 
 
 def test_policy_changes_only_what_is_forgotten(model):
@@ -141,7 +165,7 @@ def test_latents_are_those_of_the_last_chunk(model):
 
 def test_cache_is_donated(model):
     session = vj.Session(model, POLICIES["sliding-window"], prompt=PROMPT)
-    before = jax.tree.leaves(session._state.cache)
+    before = jax.tree.leaves(session.cache)
     video(session, 3 / 8)
     assert all(leaf.is_deleted() for leaf in before)
 

@@ -5,7 +5,8 @@
 
 Frames and keys are those of one layer. The paper does not say what ``k_prompt`` is; here it is
 the mean of the layer's cross-attention keys, each head with the key of the same number, as in
-MemFlow's ``compress_kv_bank``. Unlike MemFlow, padding may be left out of the mean.
+MemFlow's ``compress_kv_bank``. Unlike MemFlow, padding may be left out of the mean, and keys may
+be brought to unit length before it.
 """
 
 import jax

@@ -22,11 +22,13 @@ is given the slots of the longest: 11 at the paper's sizes, where the roles need
 Where the paper is silent: the update follows all layers of a commit pass; the candidate is the
 first frame of chunk i - ceil(fast_size / F), numbered from 1, when i is a multiple of
 ``update_interval``; entries to merge are chosen once for all layers, tokens per layer; a summary's
-tokens keep the rows and columns they came from.
+tokens keep the rows and columns they came from. When the prompt changes, memory stays and is judged
+by the new one; to make it anew is left to the sampler (`Session`, ``recache_frames``).
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -60,6 +62,10 @@ class HeadForcingState:
     """Slot of the summary, -1 = none yet."""
     place: Int[Array, "*stack B P"]
     """Where in their frames the summary's tokens lay, row by row."""
+    admitted: Int[Array, "*stack B"]
+    """Candidates that became entries, over the whole video."""
+    merged: Int[Array, "*stack B"]
+    """Times that two entries became one."""
     frames_per_chunk: int = dataclasses.field(metadata={"static": True})
 
 
@@ -89,13 +95,17 @@ class HeadForcing(CachePolicy):
       anchor_size: first frames of the video that anchor heads see.
       neighbour_size: frames before the chunk that local and anchor heads see.
       update_interval: chunks between candidates for episodic memory.
-      admission: ``"novelty"``; ``"uniform"`` admits every candidate; ``"never"`` leaves the fast
-        window alone.
+      admission: ``"novelty"``; ``"uniform"`` always admits: the candidates are evenly spaced in
+        time, with ``update_interval=1`` one of every chunk; ``"never"`` leaves the fast window
+        alone.
       tau_novel: similarity below which a candidate is new, a cosine.
       overflow: how full memory makes room. ``"prompt"`` and ``"random"`` merge two entries, of
         which the best or random tokens stay; ``"fifo"`` drops the oldest entry.
       rope: ``"headwise"``; ``"global"``: every frame takes its own number, a summary that of its
         first frame.
+      prompt_source: what the prompt key is the mean of: the cross-attention ``"keys"`` of the
+        prompt's tokens, or their ``"directions"``, so that a token counts the same however long
+        its key. The paper is silent.
       mask_padding: leave padding out of the mean prompt key.
       score_on: keys that novelty and tokens are judged by: ``"stored"`` as the paper keeps them,
         rotated by row and column, or ``"raw"``.
@@ -114,6 +124,7 @@ class HeadForcing(CachePolicy):
     tau_novel: float = 0.95
     overflow: Literal["prompt", "random", "fifo"] = "prompt"
     rope: Literal["headwise", "global"] = "headwise"
+    prompt_source: Literal["keys", "directions"] = "keys"
     mask_padding: bool = True
     score_on: Literal["stored", "raw"] = "stored"
 
@@ -133,6 +144,7 @@ class HeadForcing(CachePolicy):
             ("admission", ("novelty", "uniform", "never")),
             ("overflow", ("prompt", "random", "fifo")),
             ("rope", ("headwise", "global")),
+            ("prompt_source", ("keys", "directions")),
             ("score_on", ("stored", "raw")),
         ):
             if getattr(self, name) not in words:
@@ -151,6 +163,19 @@ class HeadForcing(CachePolicy):
         fast = self._chunks_in_fast(frames_per_chunk) * frames_per_chunk
         return max(fast, self.neighbour_size) + frames_per_chunk
 
+    def frame_slots(self, frames_per_chunk: int) -> int:
+        """Frames that the model's heads attend to once memory is full, summed over heads.
+
+        The chunk counts. 3,096 for the paper's 72 local, 90 anchor and 198 memory heads.
+        """
+        past = {
+            "local": self.neighbour_size,
+            "anchor": self.anchor_size + self.neighbour_size,
+            "memory": self.fast_size + (self.admission != "never") * self.episodic_size,
+        }
+        table = self._known_roles.table
+        return sum(past[role] + frames_per_chunk for row in table for role in row)
+
     def init(self, spec: CacheSpec) -> HeadForcingState:
         """The cache of a layer with the roles of the first; `init_layers` gives each its own."""
         roles = self._roles_of(spec)
@@ -163,9 +188,15 @@ class HeadForcing(CachePolicy):
             role=jnp.asarray(roles.numbers[0]),
             entry=jnp.full((spec.batch, self.episodic_size), -1, jnp.int32),
             summary=jnp.full((spec.batch,), -1, jnp.int32),
+            admitted=jnp.zeros((spec.batch,), jnp.int32),
+            merged=jnp.zeros((spec.batch,), jnp.int32),
             place=jnp.zeros((spec.batch, spec.tokens_per_frame), jnp.int32),
             frames_per_chunk=spec.frames_per_chunk,
         )
+
+    def check_model(self, fingerprint: Callable[[], str]) -> None:
+        if self.roles is not None and self.roles.fingerprint is not None:
+            self.roles.check_model(fingerprint())
 
     def init_layers(self, spec: CacheSpec, num_layers: int) -> HeadForcingState:
         roles = self._roles_of(spec)
@@ -223,11 +254,14 @@ class HeadForcing(CachePolicy):
         keys = self._judged(chunk.k.astype(cache.slots.k.dtype), place, grid[1])
         pooled = novelty.pooled_keys(keys, num_frames)
         counted = chunk.is_text | (not self.mask_padding)
+        text_k = chunk.text_k.astype(jnp.float32)
+        if self.prompt_source == "directions":
+            text_k = novelty.unit(text_k)
         return dataclasses.replace(
             cache,
             slots=slots.write_frames(cache.slots, places, chunk.k, chunk.v, frames),
             pooled=cache.pooled.at[:, :, places[0]].set(pooled),
-            prompt=compression.prompt_key(chunk.text_k, counted),
+            prompt=compression.prompt_key(text_k, counted),
         )
 
     def memory_index(self, cache: HeadForcingState) -> Int[Array, "L memory"]:
@@ -260,6 +294,8 @@ class HeadForcing(CachePolicy):
             entry=jnp.broadcast_to(entry[None], cache.entry.shape),
             summary=jnp.broadcast_to(summary[None], cache.summary.shape),
             place=place,
+            admitted=cache.admitted + update.admit[None].astype(jnp.int32),
+            merged=cache.merged + update.merge[None].astype(jnp.int32),
         )
 
     def _decide(
@@ -359,18 +395,23 @@ class HeadForcing(CachePolicy):
             score = compression.prompt_scores(judged, take_layer(cache.prompt, layer), is_memory)
         return compression.best_tokens(score, cache.place.shape[-1])
 
-    def _roles_of(self, spec: CacheSpec) -> HeadRoles:
+    @property
+    def _known_roles(self) -> HeadRoles:
         if self.roles is None:
             raise ValueError(
                 "HeadForcing needs the roles of the model's heads: pass roles=model.head_roles, "
                 "or a table that `vidcache profile-heads` wrote, read by HeadRoles.load"
             )
-        if self.roles.shape[1] != spec.num_heads:
+        return self.roles
+
+    def _roles_of(self, spec: CacheSpec) -> HeadRoles:
+        roles = self._known_roles
+        if roles.shape[1] != spec.num_heads:
             raise ValueError(
-                f"the role table has {self.roles.shape[1]} heads a layer, the model "
+                f"the role table has {roles.shape[1]} heads a layer, the model "
                 f"{spec.num_heads}: profile this model with `vidcache profile-heads`"
             )
-        return self.roles
+        return roles
 
     def _chunks_in_fast(self, frames_per_chunk: int) -> int:
         return -(-self.fast_size // frames_per_chunk)

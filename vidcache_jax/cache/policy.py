@@ -15,6 +15,7 @@ which `vidcache_jax.testing.check_policy` tests for any policy:
     C8  time is an int32 frame number without limit
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -47,6 +48,17 @@ class StackedPolicy(Protocol):
     def max_frames(self) -> int | None:
         """Latent frames a video may have under this policy; None = no limit."""
         return None
+
+    def check_model(self, fingerprint: Callable[[], str]) -> None:
+        """Refuses a model that the policy was not made for.
+
+        Args:
+          fingerprint: gives that of the model's parameters; it takes a while, and most policies
+            serve any model.
+
+        Raises:
+          ValueError: the policy was made from other parameters.
+        """
 
     def prepare(self, cache: StackedCache, start_frame: FrameNumber, num_frames: int) -> Prepared:
         """What all denoise passes of a chunk share, made once before them: by default the cache."""

@@ -85,12 +85,11 @@ def fitted(
     """Fills in what was not stated: a full cache's capacity, the roles of the model's heads.
 
     Raises:
-      ValueError: a role table was made for another model.
+      ValueError: the policy was made for another model.
     """
     if isinstance(policy, FullCache) and not states_capacity:
         return FullCache(capacity=num_frames)
     if isinstance(policy, HeadForcing):
         policy = dataclasses.replace(policy, roles=policy.roles or model.head_roles)
-        if policy.roles is not None:
-            policy.roles.check_model(fingerprint(model.params))
+    policy.check_model(lambda: fingerprint(model.params))
     return policy

@@ -18,9 +18,18 @@ def fingerprint(params: Params) -> str:
     same fingerprint in whichever dtype it is loaded, and 14 billion numbers need not be read.
     """
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    named = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), values in zip(named, _samples([leaf for _, leaf in named]), strict=True):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
-        places = np.linspace(0, leaf.size - 1, _SAMPLES).round().astype(np.int64)
-        values = leaf[np.unravel_index(places, leaf.shape)]
-        digest.update(np.asarray(values.astype(jnp.bfloat16)).tobytes())
+        digest.update(np.asarray(values).tobytes())
     return digest.hexdigest()[:16]
+
+
+# One program: one for each parameter takes seconds to compile.
+@jax.jit
+def _samples(leaves: list[jax.Array]) -> list[jax.Array]:
+    def sample(leaf: jax.Array) -> jax.Array:
+        places = np.linspace(0, leaf.size - 1, _SAMPLES).round().astype(np.int64)
+        return leaf[np.unravel_index(places, leaf.shape)].astype(jnp.bfloat16)
+
+    return [sample(leaf) for leaf in leaves]

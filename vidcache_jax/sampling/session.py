@@ -1,6 +1,7 @@
 """Session: one video being made, chunk by chunk, for as long as one likes."""
 
 import bisect
+import collections
 import functools
 import math
 from collections.abc import Iterator
@@ -8,13 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from vidcache_jax.array_typing import Latents, Params
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import StackedCache
 from vidcache_jax.models import wan_dit
 from vidcache_jax.models.codec import Codec, from_uint8, to_uint8
+from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.prefix import prefix_chunks
 from vidcache_jax.sampling.rollout import Rollout, RolloutState, chunk_noise
@@ -30,8 +32,12 @@ def make_chunk(
     state: RolloutState,
     text_kv: wan_dit.TextKV,
     key: jax.Array,
+    index: Int[Array, ""],
 ) -> tuple[RolloutState, Latents, Float[Array, ""]]:
     """The one program of a chunk: noise, denoise passes, commit pass.
+
+    Args:
+      index: number of the chunk in the video, from 0; says which noise it gets.
 
     Returns:
       The next state, the chunk's latents, and the share of the cache that holds visible tokens.
@@ -39,7 +45,7 @@ def make_chunk(
     start = state.next_frame
     num_frames = rollout.rollout.frames_per_chunk
     steps = len(rollout.rollout.denoise_timesteps)
-    noise, renoise = chunk_noise(key, start // num_frames, steps, latent_shape)
+    noise, renoise = chunk_noise(key, index, steps, latent_shape)
     state, chunk = rollout.step(params, state, text_kv, noise, renoise)
     return state, chunk.latents, rollout.policy.fill(state.cache, start, num_frames)
 
@@ -102,10 +108,13 @@ class Session:
       prompt: in the words of the model's text encoder.
       seed: of all noise.
       prefix: how the video begins, in the model's frame size (`read_prefix` reads a file so).
+      recache_frames: latest latent frames that `change_prompt` commits anew, whole chunks; 0 keeps
+        the cache as it is. LongLive takes 12.
 
     Raises:
-      ValueError: the prompt cannot be read, the policy cannot serve the model's chunks or hold the
-        prefix, or the prefix is no uint8 video of the model's frame size.
+      ValueError: the prompt cannot be read, the policy was made for another model or cannot serve
+        the model's chunks or hold the prefix, the prefix is no uint8 video of the model's frame
+        size, or recache_frames are not whole chunks.
     """
 
     def __init__(
@@ -116,16 +125,23 @@ class Session:
         prompt: str,
         seed: int = 0,
         prefix: UInt8[np.ndarray, "f height width 3"] | None = None,
+        recache_frames: int = 0,
     ):
         self.model, self.policy = model, policy
+        per_chunk = model.rollout.frames_per_chunk
+        if recache_frames < 0 or recache_frames % per_chunk:
+            raise ValueError(
+                f"recache_frames={recache_frames} must be whole chunks of {per_chunk} latent frames"
+            )
+        policy.check_model(lambda: fingerprint(model.params))
         self._rollout = Rollout(model.config, model.rollout, policy)
         chunks = [] if prefix is None else prefix_chunks(prefix, model)
-        self._rollout.check_length(len(chunks) * model.rollout.frames_per_chunk)
-        text = _pad(np.asarray(model.embed_text(prompt), np.float32), model.config.text_len)
-        self._text_kv = encode_text(model.params, model.config, text[None])
+        self._rollout.check_length(len(chunks) * per_chunk)
+        self._text_kv = self._encode(prompt)
         self._key = jax.random.key(seed)
-        dtype = wan_dit.param_dtype(model.params)
-        self._state = self._rollout.init(1, model.latent_size, dtype)
+        self._state = self._empty()
+        self._chunks_cached = 0
+        self._recent = collections.deque[Latents](maxlen=recache_frames // per_chunk)
         self._decoder_state = model.codec.init_state(1, *model.latent_size)
         self._chunks_made = 0
         self._fill = 0.0
@@ -141,6 +157,11 @@ class Session:
     def prefix_frames(self) -> UInt8[np.ndarray, "f height width 3"]:
         """What was committed before the first generated frame, as the codec shows it."""
         return self._prefix_frames
+
+    @property
+    def cache(self) -> StackedCache:
+        """What the policy remembers, stacked over layers; the next chunk overwrites its buffers."""
+        return self._state.cache
 
     @property
     def cache_nbytes(self) -> int:
@@ -171,9 +192,29 @@ class Session:
             hold a video of that length.
         """
         chunks = chunks_for(seconds, self.model, self._chunks_made)
-        frames = (self._chunks_made + chunks) * self.model.rollout.frames_per_chunk
+        frames = (self._chunks_cached + chunks) * self.model.rollout.frames_per_chunk
         self._rollout.check_length(frames)
         return self._chunks(chunks)
+
+    def change_prompt(self, prompt: str) -> None:
+        """Goes on under another prompt; call it between chunks.
+
+        The cache stays, whose keys and values were made under the old prompt, unless the session
+        recaches: then a video begins anew, for the policy, with the latest ``recache_frames``
+        committed under the new prompt, chunk by chunk as they were made (LongLive's KV-recache,
+        ``global_sink=false``: the first of them are what sinks and anchors hold from then on).
+
+        Raises:
+          ValueError: the prompt cannot be read; the old one remains.
+        """
+        self._text_kv = self._encode(prompt)
+        if self._recent.maxlen:
+            # Before another is made: memory need not hold two.
+            del self._state
+            self._rollout = Rollout(self.model.config, self.model.rollout, self.policy)
+            self._state, self._chunks_cached = self._empty(), 0
+            for latents in self._recent:
+                self._commit(latents)
 
     def abstract_cache(self) -> StackedCache:
         """Shapes and dtypes of the cache, stacked over layers."""
@@ -183,25 +224,45 @@ class Session:
         """The chunk program as compiled, for looking at its HLO and memory."""
         return make_chunk.lower(*self._arguments()).compile()
 
+    def _encode(self, prompt: str) -> wan_dit.TextKV:
+        model = self.model
+        text = _pad(np.asarray(model.embed_text(prompt), np.float32), model.config.text_len)
+        return encode_text(model.params, model.config, text[None])
+
+    def _empty(self) -> RolloutState:
+        dtype = wan_dit.param_dtype(self.model.params)
+        return self._rollout.init(1, self.model.latent_size, dtype)
+
     def _arguments(self) -> tuple[Any, ...]:
         model = self.model
         shape = (1, model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim)
-        return self._rollout, shape, model.params, self._state, self._text_kv, self._key
+        index = np.int32(self._chunks_made)
+        return self._rollout, shape, model.params, self._state, self._text_kv, self._key, index
 
     def _chunks(self, count: int) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
         for _ in range(count):
             self._advance()
             self._state, latents, self._fill = make_chunk(*self._arguments())
+            self._chunks_cached += 1
             yield self._decode(latents)
 
     def _advance(self) -> None:
         """Lets the policy change its shapes, if now is the time."""
-        frames = self._chunks_made * self.model.rollout.frames_per_chunk
+        frames = self._chunks_cached * self.model.rollout.frames_per_chunk
         self._rollout, self._state = self._rollout.advance(self.model.params, self._state, frames)
+
+    def _commit(self, latents: Latents) -> None:
+        """Lets the policy remember a chunk that need not be made."""
+        self._advance()
+        self._state = commit_chunk(
+            self._rollout, self.model.params, self._state, self._text_kv, latents
+        )
+        self._chunks_cached += 1
 
     def _decode(self, latents: Latents) -> UInt8[np.ndarray, "f height width 3"]:
         """The pixels of the next chunk, which is committed already."""
         self._latents = latents
+        self._recent.append(latents)
         frames, self._decoder_state = decode_chunk(
             self.model.codec, self.model.codec_params, latents, self._decoder_state
         )
@@ -219,10 +280,7 @@ class Session:
             latents, encoder_state = encode_chunk(
                 model.codec, model.codec_params, frames[None], encoder_state
             )
-            self._advance()
-            self._state = commit_chunk(
-                self._rollout, model.params, self._state, self._text_kv, latents
-            )
+            self._commit(latents)
             shown.append(self._decode(latents))
         return np.concatenate(shown)
 

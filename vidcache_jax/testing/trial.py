@@ -27,9 +27,13 @@ def random_chunk(rng: np.random.Generator, spec: CacheSpec, start_frame: int = 0
 
 
 def chunk_of(spec: CacheSpec, q: Any, k: Any, v: Any, start_frame: Any) -> Chunk:
-    """A chunk made with the prompt of all trials: two tokens and one of padding."""
+    """A chunk made with the prompt of all trials: two tokens and one of padding.
+
+    Their keys differ in length, so that a mean of keys is not a mean of directions.
+    """
     shape = (spec.num_heads, 3, spec.head_dim)
-    text_k = np.random.default_rng(0).standard_normal(shape).astype(jnp.dtype(spec.dtype))
+    text_k = np.random.default_rng(0).standard_normal(shape) * [[1], [4], [16]]
+    text_k = text_k.astype(jnp.dtype(spec.dtype))
     # The same for every video, so that batches may be permuted and mapped without it.
     text_k = jnp.broadcast_to(jnp.asarray(text_k), (spec.batch, *shape))
     is_text = jnp.broadcast_to(jnp.array([True, True, False]), (spec.batch, 3))
