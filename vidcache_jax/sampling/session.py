@@ -143,9 +143,14 @@ class Session:
         return self._prefix_frames
 
     @property
+    def cache(self) -> StackedCache:
+        """What the policy holds, all layers; the next chunk takes its buffers over."""
+        return self._state.cache
+
+    @property
     def cache_nbytes(self) -> int:
         """Bytes of the cache's buffers, all layers."""
-        return wan_dit.cache_nbytes(self._state.cache)
+        return wan_dit.cache_nbytes(self.cache)
 
     @property
     def cache_fill(self) -> float:
