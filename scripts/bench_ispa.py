@@ -1,23 +1,25 @@
-"""What ISPA costs and what it frees; prints two tables.
+"""What ISPA costs and what it frees; prints three tables.
 
-    python scripts/bench_ispa.py                  # needs some GiB of memory and some minutes
-    python scripts/bench_ispa.py --width 128      # in small
+    python scripts/bench_ispa.py
+    python scripts/bench_ispa.py --width 128 --rounds 5      # in small
 
-*Computed*, at the real shape of Wan 1.3B (1,560 tokens a frame, chunks of three frames, bfloat16):
-FLOPs that the compiler's `cost_analysis` counts in a denoise pass of one layer over a full window.
-After the transition the program has a branch for each layer and video; the kinds are counted with
-the table of kinds known to the compiler, which then drops the other branch. *Chunk* is thirty
-layers, four denoise passes and the commit pass counted as a fifth.
+*Computed*, at the real shape of Wan 1.3B (1,560 tokens a frame, chunks of three frames, four
+denoise passes and the commit pass): FLOPs by the formulas of `vidcache_jax.planning.counts`, and of
+the three products that the warm-up adds. A query attends to twelve frames, in an L-layer to four.
 
 *Solve* is the whole solution for dW and its residuals, timed on this machine.
 
 *Measured* on this machine, float32: a random model that is small but for its cache of thirty
 layers. *Peak* is the largest resident size of the process while one chunk is made, or while the
 transition is, less that of the process before there was a cache (Linux resets it on request).
+
+*Speed* is that of the built-in model on this machine: a chunk from its dispatch to its uint8 frames
+on the host, medians, the three taking turns in one run; their windows are full.
 """
 
 import ctypes
 import dataclasses
+import statistics
 import time
 from pathlib import Path
 
@@ -29,15 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 import vidcache_jax as vj
-from vidcache_jax.cache import CacheSpec, absorption
-from vidcache_jax.cache.absorbed import AbsorbedCache
-from vidcache_jax.cache.slots import empty_slots
+from vidcache_jax.cache import absorption
 from vidcache_jax.models import wan_dit
+from vidcache_jax.planning.counts import chunk_work
 from vidcache_jax.sampling.rollout import Rollout
 
-LAYER = dataclasses.replace(vj.WanConfig.wan_1_3b(), num_layers=1)
 WINDOW = vj.SlidingWindow(window_size=12, sink_size=3)
-LAYERS, PASSES, FRAMES, WARM_CHUNKS, LATENTS = 30, 5, 3, 4, (60, 104)
+LAYERS, FRAMES, WARM_CHUNKS, LATENTS = 30, 3, 4, (60, 104)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,90 +47,40 @@ class Args:
     width: int = 1536
     """Model width D of the solve that is timed."""
     ratio: float = 0.5
-    computed: bool = True
-    """Compile the programs of the real shape; that takes some minutes."""
+    rounds: int = 40
+    """Chunks of each kind that are timed."""
 
 
 def main(args: Args) -> None:
     console = Console(width=100)
-    if args.computed:
-        console.print(computed(args.ratio))
+    console.print(computed(args.ratio))
     seconds = solve_seconds(args.width)
     console.print(f"solve, width {args.width}: {seconds:.2f} s a layer and video")
     console.print(measured(args.ratio))
+    console.print(speed(args.rounds))
 
 
 def computed(ratio: float) -> Table:
-    """FLOPs of a pass of one layer, and of a chunk."""
-    ispa = vj.ISPA(WINDOW, ratio=ratio)
-    spec = wan_dit.cache_spec(LAYER, 1, LATENTS, FRAMES, jnp.bfloat16)
-    stacked = jax.eval_shape(lambda: WINDOW.init_layers(spec, 1))
-    statistics = jax.eval_shape(lambda: ispa.init_statistics(spec, 1))
-    base, warm = flops(WINDOW, stacked), flops(ispa, stacked, statistics)
-    window, local = (flops(ispa.absorbed, absorbed(spec, kind)) for kind in (False, True))
-    both = flops(ispa.absorbed, absorbed(spec, None))
-    after = (1 - ratio) * window + ratio * local
-    table = Table("layer", "FLOPs of a pass", "of a chunk", "of the base's", title="Wan 1.3B")
-    for name, per_layer in (("base window of 12", base), ("warm-up", warm), ("F-layer", window),
-                            ("L-layer", local), (f"all after, ratio {ratio}", after),
-                            ("either, as one program is counted", both)):  # fmt: skip
-        shown = (per_layer, per_layer * LAYERS * PASSES)
-        table.add_row(name, *(f"{x:.4g}" for x in shown), f"{per_layer / base:.1%}")
-    return table
-
-
-def absorbed(spec: CacheSpec, is_local: bool | None) -> AbsorbedCache:
-    """An abstract cache of one layer of a known kind; None: known when it runs."""
-
-    def empty() -> AbsorbedCache:
-        rows = lambda num_slots: jax.tree.map(lambda leaf: leaf[None], empty_slots(spec, num_slots))
-        table = jnp.zeros((1, 1))
-        return AbsorbedCache(
-            windows=rows(WINDOW.window_size),
-            sinks=rows(1),
-            output_delta=jnp.zeros((1, 1, LAYER.dim, LAYER.dim), spec.dtype),
-            is_local=table > 0,
-            row=table.astype(jnp.int32),
-            residual_before=table,
-            residual_after=table,
-        )
-
-    cache = jax.eval_shape(empty)
-    if is_local is None:
-        return cache
-    return dataclasses.replace(cache, is_local=jnp.full((1, 1), is_local))
-
-
-def flops(policy, cache, statistics=None) -> float:
-    """Of the optimised program of a denoise pass; concrete leaves of the cache are constants."""
-    leaves, treedef = jax.tree.flatten(cache)
-    is_known = [isinstance(leaf, jax.Array) for leaf in leaves]
-
-    def denoise(params, latents, timestep, text, given, start, statistics):
-        given = iter(given)
-        own = [leaf if known else next(given) for leaf, known in zip(leaves, is_known, strict=True)]
-        cache = jax.tree.unflatten(treedef, own)
-        return wan_dit.denoise(
-            params, LAYER, policy, latents, timestep, text, cache, start, statistics
-        )
-
-    compiled = (
-        jax.jit(denoise)
-        .lower(
-            wan_dit.abstract_params(LAYER, jnp.bfloat16),
-            jax.ShapeDtypeStruct((1, FRAMES, *LATENTS, LAYER.in_dim), jnp.bfloat16),
-            jax.ShapeDtypeStruct((1, FRAMES), jnp.float32),
-            wan_dit.abstract_text(LAYER, 1, jnp.bfloat16),
-            [leaf for leaf, known in zip(leaves, is_known, strict=True) if not known],
-            jax.ShapeDtypeStruct((), jnp.int32),
-            statistics,
-        )
-        .compile()
+    """FLOPs of a chunk, all layers of one kind and as they are mixed."""
+    config, sampler = (
+        vj.WanConfig.wan_1_3b(),
+        vj.RolloutConfig(denoise_timesteps=(1000, 750, 500, 250)),
     )
-    analysis = compiled.cost_analysis()
-    if analysis is None:
-        raise RuntimeError("this backend has no cost analysis")
-    return analysis["flops"]
+    work = lambda frames: chunk_work(config, sampler, LATENTS, frames).total
+    rows, columns = config.token_grid(*LATENTS)
+    passes = len(sampler.denoise_timesteps) + 1
+    # G, C and F of each layer and pass, which multiply two streams of the chunk's tokens.
+    gathered = 3 * 2 * FRAMES * rows * columns * config.dim**2 * config.num_layers * passes
+    base, local = work(WINDOW.window_size), work(vj.ISPA(WINDOW).sink_frames + FRAMES)
+    table = Table("layers", "FLOPs of a chunk", "of the base's", title="Wan 1.3B")
+    for name, flops in (
+        ("base window of 12, and F-layers", base),
+        ("warm-up", base + gathered),
+        ("L-layers", local),
+        (f"after the warm-up, ratio {ratio}", (1 - ratio) * base + ratio * local),
+    ):
+        table.add_row(name, f"{flops:.4g}", f"{flops / base:.1%}")
+    return table
 
 
 def solve_seconds(width: int) -> float:
@@ -138,13 +88,19 @@ def solve_seconds(width: int) -> float:
     rng = np.random.default_rng(0)
     local = jnp.asarray(rng.standard_normal((1, 1, 2 * width, width)), jnp.float32)
     noise = jnp.asarray(rng.standard_normal(local.shape), jnp.float32)
-    statistics = jax.tree.map(
+    gathered = jax.tree.map(
         lambda x: x[None], absorption.stream_statistics(local, local + 0.1 * noise)
     )
     kernels = jnp.asarray(rng.standard_normal((1, width, width)), jnp.float32)
-    solve = lambda: jax.block_until_ready(
-        absorption.absorb(statistics, kernels, ridge="frobenius", mu0=1e-3, rank=None)
-    )
+
+    def solve():
+        jax.block_until_ready(absorption.energies(gathered, kernels))
+        gram, cross = gathered.local_local, gathered.local_full
+        layers = np.zeros((1, 1), int)
+        jax.block_until_ready(
+            absorption.solve_layers(gram, cross, kernels, layers, "frobenius", 1e-3, rank=None)
+        )
+
     solve()
     start = time.perf_counter()
     solve()
@@ -165,6 +121,7 @@ def measured(ratio: float) -> Table:
     noise, fresh = jnp.ones((1, FRAMES, *size, 4)), jnp.ones((0, 1, FRAMES, *size, 4))
     step = jax.jit(Rollout.step, static_argnums=0, donate_argnums=2)
     table = Table("MiB", "cache", "statistics", "peak", title=f"{LAYERS} layers, ratio {ratio}")
+    return_what_is_freed()
     # The first video compiles everything, the second is looked at.
     for is_looked_at in (False, True):
         state = None
@@ -185,6 +142,45 @@ def measured(ratio: float) -> Table:
                     shown = (*held, peak - floor)
                     table.add_row(name, *(f"{x / 2**20:.1f}" for x in shown))
     return table
+
+
+def speed(rounds: int) -> Table:
+    """Of sessions that make their chunks side by side."""
+    model, window = vj.load_model("tiny"), vj.SlidingWindow(window_size=21, sink_size=3)
+    policies = {
+        "base window of 21": window,
+        "warm-up": vj.ISPA(window, warmup_frames=10**6 * FRAMES),
+        "afterwards": vj.ISPA(window),
+    }
+    until_full = window.window_size // FRAMES + 2
+    chunks_a_second = model.frames_per_second / FRAMES
+    seconds = (until_full + rounds) / chunks_a_second
+    videos = [
+        vj.Session(model, policy, prompt="a red circle bounces").generate(seconds)
+        for policy in policies.values()
+    ]
+    times: dict[str, list[float]] = {name: [] for name in policies}
+    for _ in range(until_full + rounds):
+        for name, video in zip(policies, videos, strict=True):
+            start = time.perf_counter()
+            frames = next(video)
+            times[name].append((time.perf_counter() - start) / len(frames))
+    medians = {name: statistics.median(own[until_full:]) for name, own in times.items()}
+    table = Table("built-in model", "frames a second", "of the base's", title="speed")
+    base = medians["base window of 21"]
+    for name, median in medians.items():
+        table.add_row(name, f"{1 / median:.0f}", f"{base / median:.2f}")
+    return table
+
+
+def return_what_is_freed() -> None:
+    """Makes the C library give freed buffers back at once, as the allocator of a chip does.
+
+    By default it keeps those of less than 32 MiB, and the largest size would be that of a heap
+    with holes.
+    """
+    m_mmap_threshold, nbytes = -3, 64 * 1024
+    ctypes.CDLL("libc.so.6").mallopt(m_mmap_threshold, nbytes)
 
 
 def memory(field: str) -> int:

@@ -6,16 +6,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import jax
 import pytest
+import tyro
 from PIL import Image
 
 from checkpoints_convert.__main__ import main as convert
 from tests import pipelines
-from vidcache_jax.cache import POLICIES, HeadRoles
+from vidcache_jax.cache import ISPA, POLICIES, HeadRoles, SlidingWindow
 from vidcache_jax.cli import main
+from vidcache_jax.commands.generate import GenerateArgs
+from vidcache_jax.commands.policy_option import with_policy_options
 from vidcache_jax.loading import load_model
 from vidcache_jax.models.fingerprint import fingerprint
 
@@ -74,6 +78,13 @@ def test_hyper_parameters_are_options(tmp_path, compiled):
     with av.open(str(tmp_path / "video.mp4")) as container:
         made_by = container.metadata["comment"]
     assert "SlidingWindow(window_size=8, sink_size=2, rope='absolute')" in made_by
+
+
+def test_ispa_takes_the_options_of_its_window():
+    args_type = with_policy_options(GenerateArgs, "ispa")
+    args: Any = tyro.cli(args_type, args=["--window-size", "9", "--select", "last", "--affine"])
+    base = SlidingWindow(window_size=9, sink_size=3)
+    assert args.policy == ISPA(base, select="last", affine=True)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,6 @@ def test_bench_command_runs_in_small(tmp_path):
         ("bench-prompts-command", "--videos 2 --seconds 1 --policies tethercache", "tethercache"),
         ("bench-tether-command", "--grid 1 2 --rounds 1", "released operations"),
         ("bench-wan-command", "--grid 4 4 --rounds 1 --layers 0", "pass, small DiT +│ float32"),
-        ("bench-ispa-command", "--no-computed --width 32", "the transition"),
         ("bench-heads-command", "--videos 1 --seconds 3 --rounds 2", "head-forcing"),
     ],
 )
@@ -126,6 +125,20 @@ def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
     command = INSTALL.sub("", blocks()[name].strip())
     script = command.replace("scripts/", f"{ROOT}/scripts/")
     assert re.search(rf"│ {row} +│ +[\d.]+( ms|%)? +│", run(f"{script} {small}", tmp_path))
+
+
+@pytest.mark.slow
+def test_bench_of_ispa_runs_in_small_and_the_peak_drops(tmp_path):
+    command = blocks()["bench-ispa-command"].strip().replace("scripts/", f"{ROOT}/scripts/")
+    printed = run(f"{command} --width 32 --rounds 2", tmp_path)
+    cell = r" +│ +([\d.]+)"
+    rows = re.findall(rf"│ (chunk \d|the transition){cell}{cell}{cell} +│", printed)
+    # The second transition of the table is none: it is over.
+    warm, transition, after = (list(map(float, row[1:])) for row in rows[:3])
+    freed = sum(warm[:2]) - sum(after[:2])
+    assert freed > 50 and warm[2] - after[2] > 0.9 * freed, printed
+    assert transition[2] < 1.05 * warm[2], printed
+    assert re.search(r"│ afterwards +│ +\d+ +│ +[\d.]+ +│", printed), printed
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ SMALL = {
     ),
     # With profiles of fewer steps many tokens are equally near, and rounding routes them.
     "future-forcing": FutureForcing(7, delta_max=6),
-    "ispa": ISPA(SlidingWindow(7, 2), warmup_frames=12),
+    "ispa": ISPA(SlidingWindow(7, 2), warmup_frames=6),
 }
 MESHES = {
     "data": dict(data=2), "heads": dict(heads=4), "heads-sequence": dict(heads=4, sequence=2),
@@ -58,31 +58,47 @@ def layout(name: str, shard_weights: bool = False) -> Layout:
 
 @functools.cache
 def run(policy, layout):
-    """(latents of each chunk, leaves of the last state, HLO of the chunk program)."""
+    """(latents of each chunk, leaves of the last state, HLO of each phase's chunk program)."""
     rollout = Rollout(CASE.config, CONFIG, policy, layout)
     params = CASE.params
     if layout.mesh:
         params = jax.device_put(params, layout.params(params))
     state = rollout.init(CASE.batch, CASE.latent_size, jnp.float32)
-    leaves, treedef = jax.tree.flatten(state)
-    placed = [leaf.sharding for leaf in leaves]
+    step, programs, latents = None, [], []
+    inputs = lambda i: (
+        CASE.text_kv, jnp.asarray(CASE.latents(2 * i, CASE.batch, 3)),
+        jnp.asarray(CASE.latents(2 * i + 1, STEPS - 1, CASE.batch, 3)),
+    )  # fmt: skip
+    for i in range(CHUNKS):
+        before = rollout
+        rollout, state = rollout.advance(params, state, 3 * i)
+        if step is None or rollout != before:
+            step, hlo = compiled_step(rollout, params, state, inputs(i))
+            programs.append(hlo)
+        placed = [leaf.sharding for leaf in jax.tree.leaves(state)]
+        state, made = step(params, state, *inputs(i))
+        latents.append(np.asarray(made))
+        for leaf, sharding in zip(jax.tree.leaves(state), placed, strict=True):
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    return np.stack(latents), [np.asarray(leaf) for leaf in jax.tree.leaves(state)], programs
+
+
+def compiled_step(rollout, params, state, inputs):
+    """(params, state, *inputs) -> (state, latents), compiled, and its HLO."""
+    treedef = jax.tree.structure(state)
 
     def step(params, leaves, *inputs):
         state, result = rollout.step(params, jax.tree.unflatten(treedef, leaves), *inputs)
         return jax.tree.leaves(state), result.latents
 
     jitted = jax.jit(step, donate_argnums=1, compiler_options=QUICK)
-    inputs = lambda i: (
-        CASE.text_kv, jnp.asarray(CASE.latents(2 * i, CASE.batch, 3)),
-        jnp.asarray(CASE.latents(2 * i + 1, STEPS - 1, CASE.batch, 3)),
-    )  # fmt: skip
-    compiled, latents = jitted.lower(params, leaves, *inputs(0)).compile(), []
-    for i in range(CHUNKS):
-        leaves, made = compiled(params, leaves, *inputs(i))
-        latents.append(np.asarray(made))
-    for leaf, sharding in zip(leaves, placed, strict=True):
-        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    return np.stack(latents), [np.asarray(leaf) for leaf in leaves], compiled.as_text() or ""
+    compiled = jitted.lower(params, jax.tree.leaves(state), *inputs).compile()
+
+    def run(params, state, *inputs):
+        leaves, latents = compiled(params, jax.tree.leaves(state), *inputs)
+        return jax.tree.unflatten(treedef, leaves), latents
+
+    return run, compiled.as_text() or ""
 
 
 def assert_equals_one_device(policy, layout):
@@ -120,14 +136,20 @@ def test_with_weights_in_parts():
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_traffic_is_what_the_formula_says(name):
-    """Four all-to-alls of the chunk in every layer of a pass; `sequence` gathers k and v."""
-    *_, hlo = run(SMALL[name], layout("all"))
-    layers, passes, width = CASE.config.num_layers, STEPS + 1, CASE.config.dim
+def traffic(hlo: str) -> collections.Counter:
+    """(kind, bytes) of each collective -> times."""
     counted = collections.Counter()
     for c in collectives(hlo):
         counted[c.kind, c.nbytes] += c.times
+    return counted
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_traffic_is_what_the_formula_says(name):
+    """Four all-to-alls of the chunk in every layer of a pass; `sequence` gathers k and v."""
+    *_, (hlo, *later) = run(SMALL[name], layout("all"))
+    layers, passes, width = CASE.config.num_layers, STEPS + 1, CASE.config.dim
+    counted, after = map(traffic, (hlo, "".join(later)))
     video = TOKENS * 4  # float32, one video on a chip
     exchange = ("all-to-all", video * width // 4)
     assert counted.pop(exchange) == 4 * layers * passes
@@ -135,6 +157,10 @@ def test_traffic_is_what_the_formula_says(name):
         # Its warm-up multiplies whole streams with each other: their tokens are gathered, and
         # three products of the width summed. All of it ends with the warm-up.
         assert all(nbytes <= 3 * 4 * width**2 for _, nbytes in counted), counted
+        # Afterwards both kinds of layers are in the program, and the sink is rotated in parts:
+        # nothing is larger than the chunk's own keys, of which a window has twice as many.
+        assert after.pop(exchange) == 4 * layers * passes
+        assert max(nbytes for _, nbytes in after) == video * width // 2, after
         return
     # v of a head group in every pass, and k twice: the compiler rotates it in parts.
     gathers = counted.pop(("all-gather", video * width // 2))
@@ -158,7 +184,7 @@ def test_the_cache_stays_where_it_is():
     cache = rollout.init(CASE.batch, CASE.latent_size, jnp.float32).cache
     assert cache.k.addressable_shards[0].data.size * 4 == cache.k.size
     assert cache.frame_index.addressable_shards[0].data.size * 2 == cache.frame_index.size
-    *_, hlo = run(SMALL["sliding-window"], layout("all"))
+    *_, [hlo] = run(SMALL["sliding-window"], layout("all"))
     own = jax.ShapeDtypeStruct(cache.k.addressable_shards[0].data.shape, jnp.float32)
     assert cache_sized_copies(hlo, [own]) == []
 

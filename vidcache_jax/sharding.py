@@ -136,11 +136,14 @@ class Layout:
 
     def placed(self, tree: Any) -> Any:
         """A tree of annotated dataclasses (`axis_letters`), divided by videos and heads."""
+        return _constrained(tree, self._places(tree)) if self.mesh else tree
+
+    def moved(self, tree: Any) -> Any:
+        """`placed` on the host; leaves that lie where they should are not copied."""
         if self.mesh is None:
             return tree
-        return _constrained(
-            tree, [self.named(*map(AXIS_OF.get, own)) for own in axis_letters(tree)]
-        )
+        leaves, treedef = jax.tree.flatten(tree)
+        return jax.tree.unflatten(treedef, map(jax.device_put, leaves, self._places(tree)))
 
     def kept(self, tree: Any) -> Any:
         """A tree divided by heads as `placed` did, within `Rollout.step`."""
@@ -172,6 +175,9 @@ class Layout:
         if self.mesh is None:
             raise ValueError("this layout has no mesh")
         return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def _places(self, tree: Any) -> list[NamedSharding]:
+        return [self.named(*map(AXIS_OF.get, own)) for own in axis_letters(tree)]
 
     def _constrain(self, x: Any, *axes: Any) -> Any:
         """Within `Rollout.step`, where ``data`` is mapped over already."""

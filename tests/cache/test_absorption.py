@@ -1,5 +1,6 @@
 """The mathematics of absorption, against rows that are there, in float64 NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,15 +27,28 @@ def statistics_of(local, full) -> StreamStatistics:
 
 
 def solved(local, full, kernel, mu, rank=None):
-    kernel, mu = jnp.asarray(kernel, jnp.float32), jnp.asarray(mu, jnp.float32)
-    return np.asarray(absorption.solve(statistics_of(local, full), kernel, mu, rank))
+    statistics, kernel = statistics_of(local, full), jnp.asarray(kernel, jnp.float32)
+    gram = statistics.local_local
+    missed = absorption.missed(gram, statistics.local_full, kernel)
+    return np.asarray(absorption.solve(gram, missed, jnp.asarray(mu, jnp.float32), rank))
 
 
 def least_squares(local, full, kernel, mu):
     """Of the rows, with sqrt(mu) times the identity appended as rows."""
-    left = np.concatenate([local, mu**0.5 * np.eye(D)])
-    right = np.concatenate([(full - local) @ kernel, np.zeros((D, D))])
+    inputs = local.shape[1]
+    left = np.concatenate([local, mu**0.5 * np.eye(inputs)])
+    right = np.concatenate([(full - local[:, :D]) @ kernel, np.zeros((inputs, D))])
     return np.linalg.lstsq(left, right, rcond=None)[0]
+
+
+def residual(local, full, kernel, delta) -> float:
+    """``||A_full W - A_local (W + dW)||^2`` over that of A_full W, from the statistics."""
+    own = statistics_of(local, full)
+    kernel, delta = (jnp.asarray(x, jnp.float32) for x in (kernel, delta))
+    stacked = jax.tree.map(lambda x: x[None, None], own)
+    energy, lost = (float(x[0, 0]) for x in absorption.energies(stacked, kernel[None]))
+    missed = absorption.missed(own.local_local, own.local_full, kernel)
+    return (lost - float(absorption.gain(own.local_local, missed, delta))) / energy
 
 
 @pytest.mark.parametrize("mu", [1e-3, 1.0, 300.0])
@@ -47,11 +61,7 @@ def test_what_is_linear_is_recovered(rows):
     linear = np.random.default_rng(1).normal(size=(D, D))
     delta = solved(local, local @ linear, kernel, 1e-4)
     assert_close(kernel + delta, linear @ kernel)
-    left = absorption.residual(
-        statistics_of(local, local @ linear),
-        *(jnp.asarray(x, "f4") for x in (kernel, kernel + delta)),
-    )
-    assert abs(float(left)) < 1e-6
+    assert abs(residual(local, local @ linear, kernel, delta)) < 1e-6
 
 
 def test_an_infinite_ridge_absorbs_nothing(rows):
@@ -69,15 +79,42 @@ def test_rank_keeps_the_largest_part_of_what_is_predicted(rows, rank):
     np.testing.assert_allclose(local @ delta, best, atol=1e-4)
 
 
-@pytest.mark.parametrize("mu", [1e-3, 100.0])
+@pytest.mark.parametrize("mu", [None, 1e-3, 100.0])
 def test_residual_from_statistics_is_that_of_the_rows(rows, mu):
     local, full, kernel = rows
-    for absorbed in (kernel, kernel + solved(*rows, mu=mu)):
-        explicit = np.sum((full @ kernel - local @ absorbed) ** 2) / np.sum((full @ kernel) ** 2)
-        actual = absorption.residual(
-            statistics_of(local, full), *(jnp.asarray(x, jnp.float32) for x in (kernel, absorbed))
-        )
-        assert_close(actual, explicit)
+    delta = np.zeros((D, D)) if mu is None else solved(*rows, mu=mu)
+    left = full @ kernel - local @ (kernel + delta)
+    assert_close(
+        residual(local, full, kernel, delta), np.sum(left**2) / np.sum((full @ kernel) ** 2)
+    )
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_layers_that_videos_name_are_solved_for(rows, affine):
+    """Against rows with a column of ones, where the bias may change too."""
+    _, _, kernel = rows
+    rng, layers = np.random.default_rng(2), np.array([[2, 0], [1, 1]])
+    streams = rng.normal(size=(2, 3, 2, 1, ROWS, D)).astype(np.float32)  # [stream, L, B, N, T, H]
+    streams[1] = 0.5 * streams[0] + 0.3 * streams[1] + 0.7
+    kernels = np.stack([kernel, 2 * kernel, -kernel]).astype(np.float32)
+    of = lambda local, full: absorption.stream_statistics(local, full, affine)
+    statistics = jax.vmap(of)(*map(jnp.asarray, streams))
+    empty = absorption.empty_statistics(3, 2, width=D, affine=affine)
+    shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree)]
+    assert shapes(empty) == shapes(statistics)
+    deltas, gains = absorption.solve_layers(
+        statistics.local_local, statistics.local_full, jnp.asarray(kernels), layers,
+        "trace", 1e-2, None,
+    )  # fmt: skip
+    for (row, video), layer in np.ndenumerate(layers):
+        local, full = streams[:, layer, video, 0].astype(np.float64)
+        local = np.concatenate([local, np.ones((ROWS, int(affine)))], axis=1)
+        mu = 1e-2 * np.trace(local.T @ local) / (D + affine)
+        expected = least_squares(local, full, kernels[layer], mu)
+        assert_close(deltas[row, video], expected)
+        due = (full - local[:, :D]) @ kernels[layer]
+        lowered = np.sum(due**2) - np.sum((due - local @ expected) ** 2)
+        np.testing.assert_allclose(gains[row, video], lowered, rtol=1e-5)
 
 
 def test_scales_of_the_ridge(rows):

@@ -11,19 +11,23 @@ import pytest
 
 import vidcache_jax as vj
 from tests.cache.against_oracle import tiny_spec
+from tests.cache.oracle import Oracle
 from tests.models.cases import QUICK, case
 from tests.sampling.ispa_oracle import IspaOracle
 from tests.sampling.rollout_oracle import rollout as oracle_rollout
 from tests.toy import toy_model
 from vidcache_jax.cache import absorption
 from vidcache_jax.cache.absorbed import AbsorbedCache, AbsorbedISPA, split_layers
+from vidcache_jax.cache.policy import take_layer
 from vidcache_jax.config import RolloutConfig
 from vidcache_jax.models import wan_dit
 from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sampling.session import make_chunk
 from vidcache_jax.testing import (
+    Trial,
     assert_close,
     cache_sized_copies,
+    chunk_of,
     compile_commit,
     random_chunk,
     same_bits,
@@ -59,18 +63,17 @@ def program():
     return jax.jit(step, static_argnums=0, compiler_options=QUICK), traces
 
 
-def run(policy=POLICY, given=None, videos=(0, 1), state=None, first=0):
+def run(policy=POLICY, given=None, state=None, first=0):
     """(state, policy, latents [B, F, Y, X, C]) after all chunks, ``first`` having been made."""
     noise, renoise = given or inputs()
     config = RolloutConfig(frames_per_chunk=CHUNK, denoise_timesteps=STEPS)
     rollout = Rollout(CASE.config, config, policy)
-    text_kv = jax.tree.map(lambda x: x[:, list(videos)], CASE.text_kv)
-    state = state or rollout.init(len(videos), CASE.latent_size, jnp.float32)
+    state = state or rollout.init(CASE.batch, CASE.latent_size, jnp.float32)
     latents = []
     for index in range(len(noise)):
         rollout, state = rollout.advance(CASE.params, state, (first + index) * CHUNK)
-        chunk = (jnp.asarray(x[index][..., list(videos), :, :, :, :]) for x in (noise, renoise))
-        state, result = program()[0](rollout, CASE.params, state, text_kv, *chunk)
+        chunk = (jnp.asarray(x[index]) for x in (noise, renoise))
+        state, result = program()[0](rollout, CASE.params, state, CASE.text_kv, *chunk)
         latents.append(np.asarray(result.latents))
     return state, rollout.policy, np.concatenate(latents, axis=1)
 
@@ -127,10 +130,12 @@ def test_equals_plain_loops_over_the_rows_themselves():
 )
 def test_what_is_gathered_can_be_told(passes, first, observed):
     policy = dataclasses.replace(POLICY, passes=passes, include_first_chunk=first)
-    state, _, _ = run(policy, chunks(slice(WARM + 1)))
+    state, _, _ = run(policy, chunks(slice(WARM)))
+    kernels = wan_dit.output_kernels(CASE.params)
+    _, cache, _ = policy.advance(WARM * CHUNK, state.cache, state.statistics, kernels)
     oracle, _ = oracle_of(0, observed=observed)
     expected = [absorbed for _, absorbed in oracle.residuals.values()]
-    np.testing.assert_allclose(state.cache.residual_after[:, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(cache.residual_after[:, 0], expected, atol=1e-5)
 
 
 def test_each_phase_is_one_program_of_fixed_shapes():
@@ -170,17 +175,50 @@ def test_no_absorption_is_the_limit_of_a_large_ridge():
     assert np.abs(absorbed - none).max() > 1e-2
 
 
-@pytest.mark.parametrize("select, score", [("post", "residual_after"), ("pre", "residual_before")])
-def test_the_best_layers_by_either_score_are_chosen(select, score):
-    cache, _ = after(dataclasses.replace(POLICY, select=select))
-    expected = absorption.smallest(np.asarray(getattr(cache, score)), 3)
-    np.testing.assert_array_equal(cache.is_local, expected)
+def chosen(**options):
+    """The cache at a transition of random statistics, and which layers are local in it."""
+    policy, spec = dataclasses.replace(POLICY, **options), tiny_spec(CHUNK, batch=2)
+    cache, given = policy.init_layers(spec, 5), random_statistics(spec, 5)
+    _, cache, _ = policy.advance(policy.warmup_frames, cache, *given)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0]))
+    return cache, np.asarray(cache.is_local)
 
 
-def test_no_sink_equals_plain_loops():
-    _, _, latents = run(dataclasses.replace(POLICY, sink_frames=0))
-    _, expected = oracle_of(0, sink_frames=0)
+def test_layers_are_chosen_by_either_score_or_by_place():
+    cache, is_local = chosen()
+    reference, solutions = np.asarray(cache.residual_after), cache.output_delta.kernel
+    np.testing.assert_array_equal(is_local, absorption.smallest(reference, 3))
+    cache, by_loss = chosen(select="pre")
+    losses = np.asarray(cache.residual_before)
+    np.testing.assert_array_equal(by_loss, absorption.smallest(losses, 3))
+    # Solved for in the chosen layers alone, to the same end.
+    expected = np.where(by_loss, reference, np.nan)
+    np.testing.assert_allclose(cache.residual_after, expected, rtol=1e-6)
+    for layer in np.flatnonzero((is_local & by_loss)[:, 0]):
+        one, two = (int(each[:layer, 0].sum()) for each in (is_local, by_loss))
+        assert_close(cache.output_delta.kernel[two, 0], solutions[one, 0])
+    first, last = chosen(select="first")[1], chosen(select="last", absorb=False)[1]
+    assert first.tolist() == [[layer < 3] * 2 for layer in range(5)]
+    assert last.tolist() == [[layer >= 2] * 2 for layer in range(5)]
+    draws = {tuple(chosen(select="random", select_seed=seed)[1][:, 0]) for seed in range(8)}
+    assert len(draws) > 3 and all(sum(draw) == 3 for draw in draws)
+    cache, again = chosen(select="random", select_seed=1, absorb=False)
+    np.testing.assert_array_equal(again, chosen(select="random", select_seed=1)[1])
+    assert cache.output_delta is None and np.isnan(cache.residual_after).all()
+
+
+def test_a_warm_up_of_which_nothing_is_gathered_is_refused():
+    spec = tiny_spec(CHUNK)
+    given = POLICY.init_statistics(spec, 5), random_statistics(spec, 5)[1]
+    with pytest.raises(ValueError, match="no chunk of which attention is gathered .*'all'"):
+        POLICY.advance(POLICY.warmup_frames, POLICY.init_layers(spec, 5), *given)
+
+
+def test_no_sink_and_a_bias_that_changes_equal_plain_loops():
+    state, _, latents = run(dataclasses.replace(POLICY, sink_frames=0, affine=True))
+    oracle, expected = oracle_of(0, sink_frames=0, affine=True)
     np.testing.assert_allclose(latents[0], expected, rtol=0, atol=1e-3)
+    assert np.abs(state.cache.output_delta.bias).max() > 1e-2
 
 
 def test_videos_of_a_batch_are_independent():
@@ -191,12 +229,6 @@ def test_videos_of_a_batch_are_independent():
     state, _, latents = run(given=(spoilt, renoise))
     assert same_bits(latents[0], made()[2][0]) and np.isnan(latents[1]).any()
     assert same_bits(state.cache.is_local[:, 0], made()[0].cache.is_local[:, 0])
-
-
-def test_a_video_alone_is_the_video_of_the_batch_and_the_next_begins_anew():
-    for video in (1, 0):
-        _, _, latents = run(videos=(video,))
-        np.testing.assert_allclose(latents[0], made()[2][video], rtol=0, atol=1e-3)
 
 
 def test_frames_lie_where_the_table_says_and_old_buffers_are_gone():
@@ -211,8 +243,8 @@ def test_frames_lie_where_the_table_says_and_old_buffers_are_gone():
     index = jnp.broadcast_to(frame, cache.frame_index.shape)
     cache = dataclasses.replace(cache, k=k, v=-k, frame_index=index)
     is_local = np.array([[True, False], [False, False], [True, True], [False, True]])
-    residuals = jnp.zeros((layers, batch)), jnp.ones((layers, batch))
-    split = split_layers(cache, is_local, sink_frames=2, deltas=None, residuals=residuals)
+    residuals = np.zeros((layers, batch), np.float32), np.ones((layers, batch), np.float32)
+    split = split_layers(cache, is_local, sink_frames=2, output_delta=None, residuals=residuals)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
     for layer, video in np.ndindex(layers, batch):
         slab = split.sinks if is_local[layer, video] else split.windows
@@ -237,6 +269,7 @@ def test_cache_shrinks_by_the_formula(ratio, share):
     now = on_device((cache.windows, cache.sinks))
     assert now / full == pytest.approx(1 - ratio * (1 - 1 / 12), rel=0.01)
     assert 100 * now / full == pytest.approx(share, abs=0.1)
+    assert cache.share_kept == pytest.approx(1 - ratio * (1 - 1 / 12))
     # dW is beside the formula, and counted.
     assert wan_dit.cache_nbytes(cache) == on_device(cache) > now
 
@@ -286,41 +319,95 @@ def test_garbage_in_empty_slots_changes_no_bit():
         return dataclasses.replace(slots, k=fill(slots.k), v=fill(slots.v))
 
     def same(policy, clean, other):
+        attend = jax.jit(policy.attend, static_argnums=3, compiler_options=QUICK)
         for layer in map(jnp.int32, range(layers)):
-            attend = jax.jit(policy.attend, static_argnums=3, compiler_options=QUICK)
             out, expected = (attend(c, layer, chunk, 3).out for c in (other, clean))
             assert same_bits(out, expected) and np.isfinite(out).all()
 
     same(policy, cache, spoilt(cache))
     absorbed, cache, _ = policy.advance(3, cache, *random_statistics(spec, layers))
     assert isinstance(cache, AbsorbedCache)
-    same(absorbed, cache, dataclasses.replace(cache, windows=spoilt(cache.windows)))
+    other = dataclasses.replace(cache, windows=spoilt(cache.windows))
+    same(absorbed, cache, other)
+    # Mapped over caches, a branch is a choice between two results.
+    attend = lambda cache, layer: absorbed.attend(cache, layer, chunk, 3).out
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), cache, other)
+    mapped = jax.jit(jax.vmap(attend, in_axes=(0, None)), compiler_options=QUICK)
+    for layer in map(jnp.int32, range(layers)):
+        assert_close(mapped(both, layer), [attend(cache, layer)] * 2)
 
 
-def test_parts_make_the_whole():
-    """What goes on to the projection is the base window's attention, to rounding."""
-    spec = tiny_spec(3, batch=2, grid=(2, 2))
-    policy = vj.ISPA(vj.SlidingWindow(8, 2), warmup_frames=6, ratio=0.5)
-    rng, caches = np.random.default_rng(0), [policy.init_layers(spec, 2)] * 2
-    layer = jnp.int32(1)
-    attend, update = (
-        [jax.jit(method, static_argnums=3, compiler_options=QUICK) for method in methods]
-        for methods in ((policy.attend, policy.base.attend), (policy.update, policy.base.update))
-    )
-    for start in range(0, 15, 3):
-        chunk = random_chunk(rng, spec, start)
-        parts, whole = (
-            each(cache, layer, chunk, 3) for each, cache in zip(attend, caches, strict=True)
-        )
-        assert whole.local is None
-        assert_close(parts.out, whole.out)
-        differs = np.abs(parts.local - whole.out).max()
-        assert differs < 1e-5 if start == 0 else differs > 1e-2
-        (one, caches[0]), (two, caches[1]) = (
-            each(cache, layer, chunk, 3) for each, cache in zip(update, caches, strict=True)
-        )
-        assert_close(one.out, two.out)
-        assert all(map(same_bits, *map(jax.tree.leaves, caches)))
+class LocalOracle(Oracle):
+    """Sees the first frames, at their numbers, and its own chunk, as the last of ``seen``."""
+
+    seen = 0
+
+    def positions(self):
+        sink = self.buffer[: self.sink_size]
+        return [*(f.number for f in sink), *range(self.seen - CHUNK, self.seen)][
+            -len(self.buffer) :
+        ]
+
+    def attended(self, heads, seen):
+        self.seen = seen
+        q, k, v = heads
+        out, _ = self.chunk(q, k, v, CHUNK)
+        # Of the chunk itself nothing is kept but the sink.
+        self.buffer = self.buffer[: self.sink_size]
+        return out
+
+
+@pytest.mark.parametrize(
+    "base, is_absolute",
+    [
+        (vj.FullCache(15), True),
+        (vj.TetherCache(2, 4, 3), False),
+    ],
+)
+def test_layers_attend_as_under_the_base_or_to_sink_and_chunk(base, is_absolute):
+    """Layer 0 keeps its history, layer 1 loses it after two chunks of five."""
+    spec = tiny_spec(CHUNK, batch=2, grid=(2, 1))
+    policy = vj.ISPA(base, warmup_frames=6, layers=(1,))
+    assert policy.max_frames == AbsorbedISPA(base).max_frames == base.max_frames
+    cache, base_cache = policy.init_layers(spec, 2), base.init_layers(spec, 2)
+    history = Trial(base, spec, 2).random_history(0, 5)
+    oracles = [LocalOracle(spec.grid, sink_size=1) for _ in range(spec.batch)]
+    for index, heads in enumerate(history):
+        start = CHUNK * index
+        if index == 2:
+            policy, cache, _ = policy.advance(start, cache, *random_statistics(spec, 2))
+        visible = base.read(take_layer(base_cache, jnp.int32(1)), jnp.int32(start), CHUNK).visible
+        seen = start if is_absolute else int(visible[0].sum())
+        theirs, base_cache = both_passes(base, spec, base_cache, heads, start)
+        mine, cache = both_passes(policy, spec, cache, heads, start)
+        is_warm = isinstance(policy, vj.ISPA)
+        local = [
+            oracle.attended(heads[:, 1, video], seen + CHUNK)
+            for video, oracle in enumerate(oracles)
+        ]
+        for own, full in zip(mine, theirs, strict=True):
+            assert_close(own.out[0], full.out[0])
+            assert_close(own.out[1], full.out[1] if is_warm else local)
+            if is_warm:
+                assert_close(own.local[1], local)
+    assert isinstance(cache, AbsorbedCache)
+    kept = jax.tree.map(lambda leaf: leaf[:1], base_cache)
+    assert all(map(same_bits, jax.tree.leaves(cache.windows), jax.tree.leaves(kept)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+def both_passes(policy, spec, cache, heads, start):
+    """What each layer attends to when it denoises and when it commits; the cache after that."""
+    attended = []
+    for layer in range(heads.shape[1]):
+        q, k, v = heads[:, layer]
+        chunk = chunk_of(spec, q, k, v, start)
+        denoised = policy.attend(cache, jnp.int32(layer), chunk, CHUNK)
+        committed, cache = policy.update(cache, jnp.int32(layer), chunk, CHUNK)
+        attended.append((denoised, committed))
+    return [
+        jax.tree.map(lambda *x: jnp.stack(x), *each) for each in zip(*attended, strict=True)
+    ], cache
 
 
 def num_programs() -> int:
@@ -341,6 +428,7 @@ def test_sessions_compile_once_more_and_do_not_influence_each_other(model):
         session = vj.Session(model, policy, prompt="a red circle bounces", seed=seed)
         full = session.cache_nbytes
         frames = list(session.generate(15 / 8))
+        assert int(session.cache.is_local.sum()) == policy.count(model.config.num_layers)
         assert session.cache_nbytes < full and 0 < session.cache_fill <= 1
         return np.concatenate(frames)
 
@@ -368,6 +456,7 @@ def test_sessions_compile_once_more_and_do_not_influence_each_other(model):
         ({"layers": ()}, r"layers=\(\) must be different"),
         ({"layers": (1, 1)}, "must be different layers"),
         ({"layers": (-1,)}, "counted from 0"),
+        ({"base": vj.TetherCache(1, 4, 4), "sink_frames": 2}, "sink_frames=2.*still holds 1"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):
@@ -375,12 +464,18 @@ def test_impossible_fields_are_refused(fields, message):
         vj.ISPA(**fields)
 
 
-@pytest.mark.parametrize("field", ["select", "ridge", "passes"])
-def test_other_words_are_refused(field):
-    # Past `__init__`, whose annotations already refuse the word while tests check types.
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        *((field, "some", "'some' must be one of") for field in ("select", "ridge", "passes")),
+        ("base", vj.FutureForcing(7), "ISPA wraps SlidingWindow, FullCache, TetherCache"),
+    ],
+)
+def test_what_annotations_refuse_is_refused_without_them(field, value, message):
+    # Past `__init__`, which checks types in tests.
     policy = object.__new__(vj.ISPA)
-    vars(policy).update({**dataclasses.asdict(vj.ISPA()), "base": WINDOW, field: "some"})
-    with pytest.raises(ValueError, match=f"{field}='some' must be one of"):
+    vars(policy).update({**dataclasses.asdict(vj.ISPA()), "base": WINDOW, field: value})
+    with pytest.raises(ValueError, match=f"{field}=.*{message}"):
         policy.__post_init__()
 
 
@@ -392,6 +487,7 @@ def test_other_words_are_refused(field):
         (vj.ISPA(layers=(0, 2)), 2, r"layers=\(0, 2\): the model has 2 layers"),
         (vj.ISPA(warmup_frames=10), 4, "warmup_frames=10 must be a multiple of the chunk of 3"),
         (vj.ISPA(vj.SlidingWindow(4, 2)), 4, "too few for a chunk of 3"),
+        (vj.ISPA(vj.TetherCache(2, 3, 3)), 4, "budget of 8 frames must be a multiple of the chunk"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_before_any_work(policy, layers, message):
@@ -413,6 +509,6 @@ def test_a_ridge_too_small_for_float32_is_refused():
 
 def test_a_video_does_not_begin_with_the_second_phase():
     config = RolloutConfig(frames_per_chunk=CHUNK)
-    rollout = Rollout(CASE.config, config, POLICY.absorbed)
+    rollout = Rollout(CASE.config, config, AbsorbedISPA(POLICY.base))
     with pytest.raises(TypeError, match="has no empty cache"):
         rollout.init(1, CASE.latent_size, jnp.float32)

@@ -11,7 +11,8 @@ and titles do not say is our reading, marked so here and in `absorption`. Three 
 """
 
 import dataclasses
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,17 @@ from jaxtyping import Array, Bool, Float
 
 from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache import absorption
-from vidcache_jax.cache.absorbed import AbsorbedCache, AbsorbedISPA, split_layers
+from vidcache_jax.cache.absorbed import (
+    AbsorbedISPA,
+    Base,
+    layers_of_rows,
+    slots_of,
+    split_layers,
+    take_rows,
+)
 from vidcache_jax.cache.absorption import Ridge, StreamStatistics
 from vidcache_jax.cache.attend import attend_past_and_self, attend_view
+from vidcache_jax.cache.full import FullCache
 from vidcache_jax.cache.policy import (
     CachePolicy,
     LayerIndex,
@@ -31,20 +40,42 @@ from vidcache_jax.cache.policy import (
     take_layer,
 )
 from vidcache_jax.cache.sliding_window import SlidingWindow
-from vidcache_jax.cache.state import Attended, CacheSpec, CacheView, Chunk, SlotCache
+from vidcache_jax.cache.state import (
+    Attended,
+    CacheSpec,
+    CacheView,
+    Chunk,
+    LayerCache,
+    OutputDelta,
+    StackedCache,
+)
+from vidcache_jax.cache.tether_cache import TetherCache
 from vidcache_jax.ops.attention import merge
 
-Select = Literal["post", "pre"]
+Select = Literal["post", "pre", "random", "first", "last"]
 Passes = Literal["all", "denoise", "context"]
+
+
+class Absorption(NamedTuple):
+    """What the warm-up comes to."""
+
+    is_local: Bool[np.ndarray, "L B"]
+    output_delta: OutputDelta | None
+    residuals: tuple[Float[np.ndarray, "L B"], Float[np.ndarray, "L B"]]
+    """Without dW and with it (`AbsorbedCache`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ISPA(CachePolicy):
-    """A sliding window whose history moves, for some layers, into their output projections.
+    """A policy whose history moves, for some layers, into their output projections.
 
-    Composes with `SlidingWindow` alone: L-layers need a sink that stays as it is, and positions
-    that do not depend on what a layer holds. After the transition ``K (W - S)`` frames of cache
-    are free, of ``L W``; dW takes ``K D^2`` numbers for each video.
+    Wraps `SlidingWindow`, `FullCache` and `TetherCache`, of W frames: their first frames lie as
+    they were made, each in a slot, and all layers see a chunk at the same positions. It cannot wrap
+    `HeadForcing` and `FutureForcing`, in which heads drop and merge single tokens, the first
+    frames' too, by what was attended to (`evict`) or over all layers (`settle`). After the
+    transition ``K (W - S)`` frames of cache are free, of ``L W``; dW takes ``K D^2`` numbers for
+    each video. Layers are chosen and absorbed once: what an L-layer dropped is not there to be
+    absorbed again.
 
     Attributes:
       base: what F-layers see, and every layer during warm-up.
@@ -52,14 +83,19 @@ class ISPA(CachePolicy):
         history. The paper's is 12.
       ratio: K / L, rounded (halves to even); the paper has 0.3, 0.4 and 0.5.
       layers: the L-layers themselves; `ratio` and `select` are then not looked at.
-      select: layers of the smallest relative residual are chosen, that with W + dW (``"post"``) or
-        that with W (``"pre"``). The paper's score is not public.
+      select: which layers are chosen: those of the smallest relative residual, with W + dW
+        (``"post"``) or with W (``"pre"``); or, to compare with, the ``"first"`` or the ``"last"``
+        or ``"random"`` ones, the same for every video. The paper's score is not public. dW is
+        solved for in every layer under ``"post"``, whose score is known no sooner, and otherwise
+        in the chosen ones alone.
+      select_seed: of ``"random"``.
       sink_frames: S, first frames of the video that L-layers keep; 0 = none. 1 follows from the
         paper's cache sizes.
       absorb: False: L-layers lose their history and W stays ("no absorption").
       ridge: what the ridge is scaled with (`absorption.ridge_of`). Not public.
       mu0: weight of the ridge. Not public.
       rank: of dW; None = as it comes.
+      affine: the bias of the output projection may change too. Not in the paper's figure.
       passes: whose attention is gathered: denoise passes, the commit pass (``"context"``), or all
         with equal weight. Not public.
       include_first_chunk: whether that of the first chunk is, which has no history and so pulls
@@ -69,16 +105,18 @@ class ISPA(CachePolicy):
       ValueError: a size, share, word or list of layers that cannot be.
     """
 
-    base: SlidingWindow = SlidingWindow(window_size=12, sink_size=3)
+    base: Base = SlidingWindow(window_size=12, sink_size=3)
     warmup_frames: int = 12
     ratio: float = 0.5
     layers: tuple[int, ...] | None = None
     select: Select = "post"
+    select_seed: int = 0
     sink_frames: int = 1
     absorb: bool = True
     ridge: Ridge = "frobenius"
     mu0: float = 1e-3
     rank: int | None = None
+    affine: bool = False
     passes: Passes = "all"
     include_first_chunk: bool = True
 
@@ -89,15 +127,18 @@ class ISPA(CachePolicy):
             raise ValueError(f"ratio={self.ratio} must lie between 0 and 1, both excluded")
         if self.sink_frames < 0:
             raise ValueError(f"sink_frames={self.sink_frames} must be at least 0 latent frames")
-        sink_size = self.base.sink_size
-        if self.warmup_frames <= self.base.window_size:
-            # Nothing has been displaced yet.
-            sink_size = self.base.window_size - 1
-        if self.sink_frames > min(sink_size, self.warmup_frames):
+        if not isinstance(self.base, Base):
+            wrapped = ", ".join(policy.__name__ for policy in get_args(Base))
+            raise ValueError(
+                f"base={self.base}: ISPA wraps {wrapped}, whose first frames lie as they were "
+                "made, each in a slot"
+            )
+        held = _first_frames(self.base, self.warmup_frames)
+        if self.sink_frames > held:
             raise ValueError(
                 f"sink_frames={self.sink_frames}: of the first frames, {self.base} still holds "
-                f"{min(sink_size, self.warmup_frames)} after warmup_frames={self.warmup_frames}: "
-                "raise its sink_size or lower sink_frames"
+                f"{held} after warmup_frames={self.warmup_frames}: raise its sink_size or lower "
+                "sink_frames"
             )
         if not 0 < self.mu0 < float("inf"):
             raise ValueError(f"mu0={self.mu0} must be positive: without a ridge dW is not unique")
@@ -128,42 +169,59 @@ class ISPA(CachePolicy):
             )
         return count
 
-    def init(self, spec: CacheSpec) -> SlotCache:
+    @property
+    def max_frames(self) -> int | None:
+        return self.base.max_frames
+
+    def check_model(self, fingerprint: Callable[[], str]) -> None:
+        self.base.check_model(fingerprint)
+
+    def init(self, spec: CacheSpec) -> LayerCache:
         if self.warmup_frames % spec.frames_per_chunk:
             raise ValueError(
                 f"warmup_frames={self.warmup_frames} must be a multiple of the chunk of "
                 f"{spec.frames_per_chunk} latent frames"
             )
+        budget = self.base.budget if isinstance(self.base, TetherCache) else 0
+        if budget % spec.frames_per_chunk:
+            # When its memory fills in the midst of a chunk, the commit pass sees more frames than
+            # the denoise passes, and layers would differ in where the chunk is.
+            raise ValueError(
+                f"{self.base}: the budget of {budget} frames must be a multiple of the chunk of "
+                f"{spec.frames_per_chunk}"
+            )
         return self.base.init(spec)
 
-    def init_layers(self, spec: CacheSpec, num_layers: int) -> SlotCache:
+    def init_layers(self, spec: CacheSpec, num_layers: int) -> StackedCache:
         self.count(num_layers)
         return super().init_layers(spec, num_layers)
 
-    def read(self, cache: SlotCache, start_frame: FrameNumber, num_frames: int) -> CacheView:
+    def read(self, cache: LayerCache, start_frame: FrameNumber, num_frames: int) -> CacheView:
         return self.base.read(cache, start_frame, num_frames)
 
-    def commit(self, cache: SlotCache, chunk: Chunk) -> SlotCache:
+    def commit(self, cache: LayerCache, chunk: Chunk) -> LayerCache:
         return self.base.commit(cache, chunk)
 
-    def prepare(self, cache: SlotCache, start_frame: FrameNumber, num_frames: int) -> SlotCache:
+    def prepare(
+        self, cache: StackedCache, start_frame: FrameNumber, num_frames: int
+    ) -> StackedCache:
         # No copy of the keys: there is the memory of the statistics, and there are few chunks.
         return cache
 
     def attend(
-        self, cache: SlotCache, layer: LayerIndex, chunk: Chunk, num_frames: int
+        self, cache: StackedCache, layer: LayerIndex, chunk: Chunk, num_frames: int
     ) -> Attended:
         view = self.read(take_layer(cache, layer), chunk.start_frame, num_frames)
         return self._attend(view, chunk, self.passes != "context")
 
     def update(
-        self, cache: SlotCache, layer: LayerIndex, chunk: Chunk, num_frames: int
-    ) -> tuple[Attended, SlotCache]:
+        self, cache: StackedCache, layer: LayerIndex, chunk: Chunk, num_frames: int
+    ) -> tuple[Attended, StackedCache]:
         updated = self.commit(take_layer(cache, layer), chunk)
         view = self.read(updated, chunk.start_frame, num_frames)
-        # The view of the old cache, in effect: the parts are the same in every pass. Read from the
-        # new one, or XLA would copy the cache to have both.
-        is_past = updated.frame_index < chunk.start_frame
+        # The chunk by itself, as in the other passes. Not read from the old cache, or XLA would
+        # copy it to have both.
+        is_past = slots_of(updated).frame_index < chunk.start_frame
         view = dataclasses.replace(view, visible=view.visible & is_past[:, None])
         attended = self._attend(view, chunk, self.passes != "denoise")
         return attended, put_layer(cache, layer, updated)
@@ -172,7 +230,7 @@ class ISPA(CachePolicy):
         """Attention over past and chunk, in two parts, which costs no more than in one."""
         if not is_observed:
             return Attended(attend_past_and_self(chunk, view).out)
-        # While there is warm-up, the first frames lie in the first slots of a sliding window.
+        # While there is warm-up, the first frames lie in the first slots.
         sink, history = view.split(self.sink_frames)
         local = attend_past_and_self(chunk, sink)
         full = merge(local, attend_view(chunk.q, history))
@@ -181,14 +239,14 @@ class ISPA(CachePolicy):
 
     def init_statistics(self, spec: CacheSpec, num_layers: int) -> StreamStatistics:
         width = spec.num_heads * spec.head_dim
-        return absorption.empty_statistics(num_layers, spec.batch, width, width)
+        return absorption.empty_statistics(num_layers, spec.batch, width=width, affine=self.affine)
 
     def observe(
         self, statistics: StreamStatistics, layer: LayerIndex, chunk: Chunk, attended: Attended
     ) -> StreamStatistics:
         if attended.local is None:
             return statistics
-        new = absorption.stream_statistics(attended.local, attended.out)
+        new = absorption.stream_statistics(attended.local, attended.out, self.affine)
         if not self.include_first_chunk:
             new = jax.tree.map(lambda x: jnp.where(chunk.start_frame > 0, x, 0.0), new)
         return put_layer(
@@ -198,45 +256,99 @@ class ISPA(CachePolicy):
     def advance(
         self,
         frames_made: int,
-        cache: SlotCache,
+        cache: StackedCache,
         statistics: StreamStatistics,
         output_kernels: Float[Array, "L D D"],
-    ) -> tuple[StackedPolicy, SlotCache | AbsorbedCache, StreamStatistics | None]:
+    ) -> tuple[StackedPolicy, StackedCache, StreamStatistics | None]:
         """The transition, when the warm-up is over.
 
+        What is no longer needed is released before room is taken for what comes next.
+
         Raises:
-          ValueError: the ridge is too small for float32.
+          ValueError: no attention was gathered, or the ridge is too small for float32.
         """
         if frames_made != self.warmup_frames:
             return self, cache, statistics
-        deltas, before, after = absorption.absorb(
-            statistics, output_kernels, self.ridge, self.mu0, self.rank
-        )
-        if np.any(np.isfinite(before) & ~np.isfinite(after)):
-            raise ValueError(f"mu0={self.mu0} is too small to solve for dW in float32: raise it")
-        for leaf in jax.tree.leaves(statistics):
-            leaf.delete()
-        is_local = self._choose(np.asarray(before), np.asarray(after))
-        absorbed = split_layers(
+        absorbed = self._absorb(statistics, output_kernels)
+        split = split_layers(
             cache,
-            is_local,
+            absorbed.is_local,
             sink_frames=self.sink_frames,
-            deltas=deltas.astype(output_kernels.dtype) if self.absorb else None,
-            residuals=(before, after),
+            output_delta=absorbed.output_delta,
+            residuals=absorbed.residuals,
         )
-        return self.absorbed, absorbed, None
+        return AbsorbedISPA(self.base), split, None
 
-    @property
-    def absorbed(self) -> AbsorbedISPA:
-        """The policy after the transition."""
-        sink_size = max(self.base.sink_size, self.sink_frames)
-        return AbsorbedISPA(self.base, dataclasses.replace(self.base, sink_size=sink_size))
+    def _absorb(self, statistics: StreamStatistics, kernels: Float[Array, "L D D"]) -> Absorption:
+        """Chooses layers and solves for their dW; releases ``statistics``."""
+        full, lost = map(np.asarray, absorption.energies(statistics, kernels))
+        if np.any(full == 0):
+            raise ValueError(
+                f"warmup_frames={self.warmup_frames} had no chunk of which attention is gathered "
+                f"(passes={self.passes!r}, include_first_chunk={self.include_first_chunk}): warm "
+                "up longer, or gather more; a prefix has no denoise passes"
+            )
+        statistics.full_full.delete()
+        before, after = lost / full, np.full_like(full, np.nan)
+        is_chosen_by_solution = self.layers is None and self.select == "post"
+        is_local = np.full_like(before, True, bool)
+        if not is_chosen_by_solution:
+            is_local = self._choose(before)
+        deltas = None
+        if self.absorb or is_chosen_by_solution:
+            layers = layers_of_rows(is_local)[1]
+            deltas, gain = absorption.solve_layers(
+                statistics.local_local, statistics.local_full, kernels, layers,
+                self.ridge, self.mu0, self.rank,
+            )  # fmt: skip
+            own = lambda of_all: np.take_along_axis(of_all, layers, axis=0)
+            left = (own(lost) - np.asarray(gain)) / own(full)
+            if np.any(np.isfinite(own(before)) & ~np.isfinite(left)):
+                raise ValueError(
+                    f"mu0={self.mu0} is too small to solve for dW in float32: raise it"
+                )
+            np.put_along_axis(after, layers, left, axis=0)
+        statistics.local_local.delete()
+        statistics.local_full.delete()
+        if is_chosen_by_solution:
+            is_local = self._choose(after)
+            deltas = take_rows(deltas, layers_of_rows(is_local)[1])
+        delta = self._output_delta(deltas, kernels) if self.absorb and deltas is not None else None
+        return Absorption(is_local, delta, (before, after))
 
-    def _choose(
-        self, before: Float[np.ndarray, "L B"], after: Float[np.ndarray, "L B"]
-    ) -> Bool[np.ndarray, "L B"]:
+    def _output_delta(
+        self, deltas: Float[Array, "K B I D"], kernels: Float[Array, "L D D"]
+    ) -> OutputDelta:
+        """dW as the model adds it, in its own precision."""
+        width = kernels.shape[-1]
+        bias = deltas[..., width, :] if self.affine else jnp.zeros_like(deltas[..., 0, :])
+        kernel = deltas[..., :width, :]
+        return OutputDelta(*(x.astype(kernels.dtype) for x in (kernel, bias)))
+
+    def _choose(self, residuals: Float[np.ndarray, "L B"]) -> Bool[np.ndarray, "L B"]:
+        """The L-layers of each video, where the choice looks at residuals by these."""
+        num_layers = len(residuals)
+        places = np.arange(num_layers)
         if self.layers is not None:
-            is_local = np.isin(np.arange(len(before)), self.layers)
-            return np.broadcast_to(is_local[:, None], before.shape)
-        score = after if self.select == "post" else before
-        return absorption.smallest(score, self.count(len(before)))
+            return np.broadcast_to(np.isin(places, self.layers)[:, None], residuals.shape)
+        match self.select:
+            case "first":
+                scores = places
+            case "last":
+                scores = -places
+            case "random":
+                scores = np.random.default_rng(self.select_seed).permutation(num_layers)
+            case _:
+                return absorption.smallest(residuals, self.count(num_layers))
+        scores = np.broadcast_to(scores[:, None], residuals.shape).astype(np.float32)
+        return absorption.smallest(scores, self.count(num_layers))
+
+
+def _first_frames(base: Base, frames_made: int) -> int:
+    """How many of the first frames lie as they were made, each in the slot of its number."""
+    match base:
+        case FullCache():
+            return frames_made
+        case SlidingWindow(window_size=size) | TetherCache(budget=size):
+            # Until then nothing is displaced.
+            return frames_made if frames_made <= size else base.sink_size

@@ -30,6 +30,7 @@ from vidcache_jax.cache.state import (
     CacheView,
     Chunk,
     LayerCache,
+    OutputDelta,
     Prepared,
     StackedCache,
     Statistics,
@@ -76,8 +77,8 @@ class StackedPolicy(Protocol):
         """A layer's attention in the commit pass, and the cache with the clean chunk in it."""
         ...
 
-    def output_delta(self, cache: StackedCache, layer: LayerIndex) -> Float[Array, "B D D"] | None:
-        """What is added to the layer's attention output projection, for each video."""
+    def output_delta(self, cache: StackedCache, layer: LayerIndex) -> OutputDelta | None:
+        """What is added to the layer's attention output projection."""
         return None
 
     def init_statistics(self, spec: CacheSpec, num_layers: int) -> Statistics:

@@ -118,6 +118,16 @@ class Attended(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class OutputDelta:
+    """What is added to an attention output projection ``A W + b``, for each video its own."""
+
+    kernel: Float[Array, "*stack B D D"]
+    """dW, [in, out]."""
+    bias: Float[Array, "*stack B D"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SlotCache:
     """K slots of one latent frame each: the storage of every frame-level policy.
 

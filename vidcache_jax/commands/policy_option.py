@@ -50,7 +50,8 @@ def with_policy_options(args_type: type, name: str) -> type:
     """The command's argument dataclass, extended by the options of one policy."""
     policy: Any = POLICIES[name]
     default = default_policy(name)
-    annotated = tyro.conf.OmitArgPrefixes[policy]
+    # ISPA's base is a choice of policies; here it is the default's, whose options are its own.
+    annotated = tyro.conf.OmitArgPrefixes[tyro.conf.AvoidSubcommands[policy]]
     return dataclasses.make_dataclass(
         args_type.__name__,
         [("policy", annotated, dataclasses.field(default=default))],

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import Params
+from vidcache_jax.cache.state import OutputDelta
 from vidcache_jax.ops.rope import integer_angles
 
 
@@ -124,11 +125,12 @@ class AttentionProjections(nn.Module):
         self,
         attended: Float[Array, "B N T H"],
         dtype,
-        kernel_delta: Float[Array, "B D D"] | None = None,
+        delta: OutputDelta | None = None,
     ) -> Float[Array, "B T D"]:
         x = join_heads(attended.astype(dtype))
-        if kernel_delta is None:
+        if delta is None:
             return self.o(x)
         projection = self.o.variables["params"]
-        kernel = projection["kernel"][None] + kernel_delta.astype(dtype)
-        return jnp.einsum("btd,bde->bte", x, kernel) + _align(projection["bias"], x)
+        kernel = projection["kernel"][None] + delta.kernel.astype(dtype)
+        bias = projection["bias"][None] + delta.bias.astype(dtype)
+        return jnp.einsum("btd,bde->bte", x, kernel) + bias[:, None]

@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from vidcache_jax.array_typing import Heads, Latents, TextHeads, Timesteps, Tokens
+from vidcache_jax.cache.state import OutputDelta
 from vidcache_jax.config import WanConfig
 from vidcache_jax.models.layers import (
     AttentionProjections,
@@ -44,7 +45,7 @@ class WanBlock(nn.Module):
     x += CA(norm3(x), text)
     x += gate_ff * FFN(LN(x) (1 + scale_ff) + shift_ff)
 
-    ``output_delta`` is added to the kernel of SA's output projection, for each video its own.
+    ``output_delta`` is added to SA's output projection, for each video its own.
     """
 
     config: WanConfig
@@ -67,7 +68,7 @@ class WanBlock(nn.Module):
         time: Float[Array, "B F 6 D"],
         text_kv: TextKV,
         attend: Attend,
-        output_delta: Float[Array, "B D D"] | None = None,
+        output_delta: OutputDelta | None = None,
     ) -> tuple[Tokens, Any]:
         modulation = time + self.modulation[:, None].astype(time.dtype)
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (

@@ -185,7 +185,8 @@ class Rollout:
             frames_made, state.cache, state.statistics, wan_dit.output_kernels(params)
         )
         rollout = dataclasses.replace(self, policy=policy)
-        return rollout, RolloutState(cache, state.next_frame, statistics)
+        after = RolloutState(cache, state.next_frame, statistics)
+        return rollout, after if policy is self.policy else self.layout.moved(after)
 
     def check_length(self, num_frames: int) -> None:
         """Refuses, before any work, a video that the policy cannot hold.

@@ -166,7 +166,7 @@ class Session:
     @property
     def cache_nbytes(self) -> int:
         """Bytes of the cache's buffers, all layers."""
-        return wan_dit.cache_nbytes(self._state.cache)
+        return wan_dit.cache_nbytes(self.cache)
 
     @property
     def cache_fill(self) -> float:
