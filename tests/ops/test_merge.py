@@ -14,7 +14,7 @@ D, B, N, S, H, E, R = 3, 2, 2, 20, 12, 8, 12
 
 def profiles(seed=0):
     rng = np.random.default_rng(seed)
-    draw = lambda count: rng.standard_normal((D, B, N, count)).astype(np.float32)
+    draw = lambda count: rng.standard_normal((B, N, D, count)).astype(np.float32)
     is_retained = rng.random((B, N, R)) < 0.8
     is_retained[..., -1] = True
     return draw(E), draw(R), is_retained
@@ -24,7 +24,7 @@ def nearest(evicted, retained, is_retained):
     place, cosine = np.zeros((B, N, E), int), np.full((B, N, E), -np.inf)
     for b, n, e, r in np.ndindex(B, N, E, R):
         if is_retained[b, n, r]:
-            x, y = (p[:, b, n, i].astype(np.float64) for p, i in ((evicted, e), (retained, r)))
+            x, y = (p[b, n, :, i].astype(np.float64) for p, i in ((evicted, e), (retained, r)))
             norms = np.linalg.norm(x) * np.linalg.norm(y)
             value = x @ y / norms if norms else 0.0
             if value > cosine[b, n, e]:
@@ -54,7 +54,7 @@ def test_route_in_blocks_and_of_equals_the_first():
 
 def test_a_profile_of_norm_0_is_at_a_right_angle_to_all():
     evicted, retained, is_retained = profiles(2)
-    evicted[:, 0, 0, 0] = 0
+    evicted[0, 0, :, 0] = 0
     place, cosine = route(*map(jnp.asarray, (evicted, retained, is_retained)))
     assert cosine[0, 0, 0] == 0
     assert place[0, 0, 0] == np.flatnonzero(is_retained[0, 0])[0]
@@ -69,7 +69,7 @@ def test_where_nothing_is_retained_nothing_is_near():
 def pairs(seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     v = rng.standard_normal((B, N, S, H)).astype(dtype)
-    weight = rng.random((D, B, N, S)).astype(np.float32)
+    weight = rng.random((B, N, D, S)).astype(np.float32)
     slots = np.stack([[rng.permutation(S) for _ in range(N)] for _ in range(B)]).astype(np.int32)
     source = slots[..., :E]
     # Few targets, so that several sources meet in one.
@@ -84,7 +84,7 @@ def blended(v, weight, source, target, is_merged):
         for i in set(target[b, n][is_merged[b, n]]):
             members = [i, *source[b, n][is_merged[b, n] & (target[b, n] == i)]]
             blends = []
-            for a in weight[:, b, n].astype(np.float64):
+            for a in weight[b, n].astype(np.float64):
                 total = a[members].sum()
                 parts = a[members] @ v[b, n, members].astype(np.float64)
                 blends.append(parts / total if total else v[b, n, i])
@@ -132,7 +132,7 @@ def test_merged_values_are_convex_combinations():
 
 def test_a_step_without_weight_leaves_the_value():
     v, weight, source, target, is_merged = pairs(3)
-    weight[0] = 0
+    weight[:, :, 0] = 0
     given = (v, weight, source, target, is_merged)
     assert_close(merge_values(*map(jnp.asarray, given)), blended(*given))
     weight[:] = 0
@@ -159,9 +159,11 @@ def test_sums_are_float32_whatever_the_values_are():
     np.testing.assert_allclose(np.float64(merged), expected, rtol=2**-8, atol=1e-6)
 
 
-def test_channels_in_blocks():
-    given = tuple(map(jnp.asarray, pairs(6)))
-    assert_close(ref.merge_values(*given, most_channels=5), ref.merge_values(*given))
+def test_pairs_in_blocks():
+    """Sources of one target lie in several blocks."""
+    given = pairs(6)
+    merged = ref.merge_values(*map(jnp.asarray, given), most_pairs=2)
+    assert_close(merged, blended(*given))
 
 
 def test_works_mapped_and_donated():

@@ -16,8 +16,8 @@ def _chosen(implementation: str | None) -> tuple[Callable, Callable]:
 
 
 def route(
-    evicted: Float[Array, "delta B N E"],
-    retained: Float[Array, "delta B N R"],
+    evicted: Float[Array, "B N delta E"],
+    retained: Float[Array, "B N delta R"],
     is_retained: Bool[Array, "B N R"],
     *,
     implementation: str | None = None,
@@ -40,7 +40,7 @@ def route(
 
 def merge_values(
     v: Float[Array, "B N S H"],
-    weight: Float[Array, "delta B N S"],
+    weight: Float[Array, "B N delta S"],
     source: Int[Array, "B N E"],
     target: Int[Array, "B N E"],
     is_merged: Bool[Array, "B N E"],
