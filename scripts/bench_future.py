@@ -81,7 +81,7 @@ def flops_table(args: Args) -> Table:
     heads = (1, CONFIG.num_heads)
     routing = merge.route.lower(
         array(*heads, delta, chunk), array(*heads, delta, past),
-        array(*heads, past, dtype=jnp.bool_), most_evicted=WHOLE, most_retained=WHOLE,
+        array(*heads, past, dtype=jnp.int32), most_evicted=WHOLE, most_retained=WHOLE,
     )  # fmt: skip
     add("routing", flops_of(routing), 2 * delta * chunk * past * CONFIG.num_heads)
     return table

@@ -17,18 +17,19 @@ def profiles(seed=0):
     draw = lambda count: rng.standard_normal((B, N, D, count)).astype(np.float32)
     is_retained = rng.random((B, N, R)) < 0.8
     is_retained[..., -1] = True
-    return draw(E), draw(R), is_retained
+    rank = np.stack([rng.permutation(R) for _ in range(B * N)]).reshape(B, N, R)
+    return draw(E), draw(R), np.where(is_retained, rank, -1).astype(np.int32)
 
 
-def nearest(evicted, retained, is_retained):
+def nearest(evicted, retained, rank):
     place, cosine = np.zeros((B, N, E), int), np.full((B, N, E), -np.inf)
     for b, n, e, r in np.ndindex(B, N, E, R):
-        if is_retained[b, n, r]:
+        if rank[b, n, r] >= 0:
             x, y = (p[b, n, :, i].astype(np.float64) for p, i in ((evicted, e), (retained, r)))
             norms = np.linalg.norm(x) * np.linalg.norm(y)
             value = x @ y / norms if norms else 0.0
-            if value > cosine[b, n, e]:
-                place[b, n, e], cosine[b, n, e] = r, value
+            if (value, -rank[b, n, r]) > (cosine[b, n, e], -place[b, n, e]):
+                place[b, n, e], cosine[b, n, e] = rank[b, n, r], value
     return place, cosine
 
 
@@ -41,28 +42,29 @@ def test_route_finds_the_highest_cosine(implementation):
     assert_close(cosine, expected[1])
 
 
-def test_route_in_blocks_and_of_equals_the_first():
-    evicted, retained, is_retained = profiles(1)
+def test_route_in_blocks_and_of_equals_the_lowest_rank():
+    evicted, retained, rank = profiles(1)
     retained[..., 7:] = 2 * retained[..., 1:6]
-    is_retained[:] = True
+    rank[:] = np.arange(R)[::-1]
     place, _ = ref.route(
-        *map(jnp.asarray, (evicted, retained, is_retained)), most_evicted=3, most_retained=4
+        *map(jnp.asarray, (evicted, retained, rank)), most_evicted=3, most_retained=4
     )
-    np.testing.assert_array_equal(place, nearest(evicted, retained, is_retained)[0])
-    assert np.asarray(place).max() < 7
+    np.testing.assert_array_equal(place, nearest(evicted, retained, rank)[0])
+    # Of the equal ones those from 7 on have the lower ranks.
+    assert not {*np.asarray(place).flat} & {*range(R - 6, R - 1)}
 
 
 def test_a_profile_of_norm_0_is_at_a_right_angle_to_all():
-    evicted, retained, is_retained = profiles(2)
+    evicted, retained, rank = profiles(2)
     evicted[0, 0, :, 0] = 0
-    place, cosine = route(*map(jnp.asarray, (evicted, retained, is_retained)))
+    place, cosine = route(*map(jnp.asarray, (evicted, retained, rank)))
     assert cosine[0, 0, 0] == 0
-    assert place[0, 0, 0] == np.flatnonzero(is_retained[0, 0])[0]
+    assert place[0, 0, 0] == rank[0, 0][rank[0, 0] >= 0].min()
 
 
 def test_where_nothing_is_retained_nothing_is_near():
-    evicted, retained, is_retained = profiles()
-    _, cosine = route(*map(jnp.asarray, (evicted, retained, np.zeros_like(is_retained))))
+    evicted, retained, rank = profiles()
+    _, cosine = route(*map(jnp.asarray, (evicted, retained, np.full_like(rank, -1))))
     assert (np.asarray(cosine) == -np.inf).all()
 
 

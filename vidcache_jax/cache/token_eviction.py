@@ -23,6 +23,8 @@ class Split(NamedTuple):
     stays: Bool[Array, "B N S"]
     kept: Int[Array, "B N kept"]
     """Slots that stay, in (frame, token) order; others after them while the cache is not full."""
+    rank: Int[Array, "B N S"]
+    """Of each slot that stays, its place in that order; -1 for the others."""
     evicted: Int[Array, "B N evicted"]
     """Slots that are given up; empty ones while the cache is not full."""
 
@@ -41,9 +43,10 @@ def split(
     slot = jnp.broadcast_to(jnp.arange(score.shape[-1], dtype=jnp.int32), score.shape)
     last = jnp.iinfo(jnp.int32).max
     in_order = (jnp.where(stays, tokens.frame, last), tokens.place, slot)
-    *_, kept = jax.lax.sort(in_order, num_keys=2, is_stable=False)
+    *_, order = jax.lax.sort(in_order, num_keys=2, is_stable=False)
+    rank = jnp.where(stays, put(slot, order, slot), -1)
     evicted = where_true(~stays, score.shape[-1] - num_kept)
-    return Split(stays, kept[..., :num_kept], evicted)
+    return Split(stays, order[..., :num_kept], rank, evicted)
 
 
 def merged(
@@ -60,12 +63,12 @@ def merged(
     Returns:
       The tokens, and of how many the values were merged.
     """
-    stays, kept, evicted = split
-    profile_of = lambda slots: jnp.take_along_axis(profile, slots[:, :, None], axis=3)
-    nearest, cosine = route(profile_of(evicted), profile_of(kept), take(stays, kept))
+    evicted = split.evicted
+    evicted_profile = jnp.take_along_axis(profile, evicted[:, :, None], axis=3)
+    nearest, cosine = route(evicted_profile, profile, split.rank)
     is_merged = take(tokens.frame, evicted) >= 0
     is_merged &= cosine >= tau
-    v = merge_values(tokens.v, weight, evicted, take(kept, nearest), is_merged)
+    v = merge_values(tokens.v, weight, evicted, take(split.kept, nearest), is_merged)
     return dataclasses.replace(tokens, v=v), jnp.sum(is_merged, axis=-1, dtype=jnp.int32)
 
 
@@ -76,19 +79,17 @@ def retained(tokens: TokenSlots, split: Split, rope_remap: RopeRemap) -> TokenSl
     lies in pseudo-frame floor(p / N); ``"frame_rank"``: in the n-th of the frames that have a
     token left. ``"none"``: tokens stay where they are.
     """
-    stays, kept, _ = split
     position = tokens.position
     if rope_remap == "slot":
-        order = jnp.arange(kept.shape[-1], dtype=jnp.int32) // tokens.tokens_per_frame
-        position = put(position, kept, jnp.broadcast_to(order, kept.shape))
+        position = split.rank // tokens.tokens_per_frame
     elif rope_remap == "frame_rank":
-        frame = take(tokens.frame, kept)
+        frame = take(tokens.frame, split.kept)
         is_next = frame[..., 1:] != frame[..., :-1]
-        rank = jnp.cumsum(is_next, axis=-1, dtype=jnp.int32)
+        number = jnp.cumsum(is_next, axis=-1, dtype=jnp.int32)
         first = jnp.zeros_like(frame[..., :1])
-        position = put(position, kept, jnp.concatenate([first, rank], axis=-1))
+        position = put(position, split.kept, jnp.concatenate([first, number], axis=-1))
     return dataclasses.replace(
         tokens,
-        frame=jnp.where(stays, tokens.frame, -1),
-        position=jnp.where(stays, position, tokens.position),
+        frame=jnp.where(split.stays, tokens.frame, -1),
+        position=jnp.where(split.stays, position, tokens.position),
     )

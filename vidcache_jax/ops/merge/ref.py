@@ -14,43 +14,49 @@ from vidcache_jax.ops.blocks import block_size
 def route(
     evicted: Float[Array, "B N delta E"],
     retained: Float[Array, "B N delta R"],
-    is_retained: Bool[Array, "B N R"],
+    rank: Int[Array, "B N R"],
     *,
     most_evicted: int = 256,
     most_retained: int = 1024,
 ) -> tuple[Int[Array, "B N E"], Float[Array, "B N E"]]:
-    """``argmax_r cos(evicted_e, retained_r)`` over the retained that exist, and its value.
+    """Rank of ``argmax_r cos(evicted_e, retained_r)`` over the retained with one, and the cosine.
 
-    A profile of norm 0 has cosine 0 with every other. Of equal cosines the first wins. If none
-    exists the cosine is -inf. The E x R matrix exists in blocks only.
+    A profile of norm 0 has cosine 0 with every other. Of equal cosines the lowest rank wins. If
+    none is retained the cosine is -inf. The E x R matrix exists in blocks only.
     """
     size, columns = evicted.shape[-1], retained.shape[-1]
     rows = block_size(size, most_evicted)
     width = block_size(columns, most_retained)
-    evicted, retained = _unit(evicted), _unit(retained)
+    nothing = jnp.iinfo(jnp.int32).max
+
+    def block_of(x: Array, index: Array, size: int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=x.ndim - 1)
 
     def best_of(row):
-        own = jax.lax.dynamic_slice_in_dim(evicted, row * rows, rows, axis=3)
+        own = _unit(block_of(evicted, row, rows))
 
         def next_block(best, column):
-            place, cosine = best
-            other = jax.lax.dynamic_slice_in_dim(retained, column * width, width, axis=3)
-            exists = jax.lax.dynamic_slice_in_dim(is_retained, column * width, width, axis=2)
+            lowest, cosine = best
+            # Ranks that are not negative, of those that are retained.
+            ranks = block_of(rank, column, width)
+            ranks = jnp.where(ranks < 0, nothing, ranks)[:, :, None]
+            other = _unit(block_of(retained, column, width))
             # Six numbers a profile: anything less than float32 products would decide wrongly.
             cosines = jnp.einsum("bnde,bndr->bner", own, other, precision=jax.lax.Precision.HIGHEST)
-            cosines = jnp.where(exists[:, :, None], cosines, -jnp.inf)
-            here = jnp.argmax(cosines, axis=-1).astype(jnp.int32) + column * width
+            cosines = jnp.where(ranks < nothing, cosines, -jnp.inf)
             highest = jnp.max(cosines, axis=-1)
-            is_better = highest > cosine
-            return (jnp.where(is_better, here, place), jnp.where(is_better, highest, cosine)), None
+            first = jnp.min(jnp.where(cosines == highest[..., None], ranks, nothing), axis=-1)
+            first = jnp.where(highest < cosine, nothing, first)
+            lowest = jnp.where(highest > cosine, first, jnp.minimum(lowest, first))
+            return (lowest, jnp.maximum(highest, cosine)), None
 
-        start = jnp.zeros((*own.shape[:2], rows), jnp.int32)
+        start = jnp.full((*own.shape[:2], rows), nothing)
         blocks = jnp.arange(columns // width, dtype=jnp.int32)
         return jax.lax.scan(next_block, (start, jnp.full(start.shape, -jnp.inf)), blocks)[0]
 
     best = jax.lax.map(best_of, jnp.arange(size // rows, dtype=jnp.int32))
-    place, cosine = (jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], size) for x in best)
-    return place, cosine
+    nearest, cosine = (jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], size) for x in best)
+    return jnp.where(nearest == nothing, 0, nearest), cosine
 
 
 def _unit(profile: Float[Array, "B N delta X"]) -> Float[Array, "B N delta X"]:
@@ -94,12 +100,13 @@ def _merge_head(
     target, source = jax.lax.sort(pairs, num_keys=2, is_stable=False)
     is_merged = target < nowhere
 
-    given = jnp.where(is_merged, weight[:, source], 0.0)
-    total = weight.at[:, target].add(given, mode="drop", indices_are_sorted=True)[:, target]
-    share = lambda part: jnp.where(total > 0, part / total, 0.0)
-    c_source = jnp.mean(share(given), axis=0)
-    c_target = jnp.mean(jnp.where(total > 0, weight[:, target] / total, 1.0), axis=0)
     is_last = target != jnp.append(target[1:], nowhere)
+    group = jnp.cumsum(target != jnp.append(nowhere, target[:-1]), dtype=jnp.int32)
+    given, own = jnp.where(is_merged, weight[:, source], 0.0), weight[:, target]
+    sums = jnp.zeros((given.shape[0], num_pairs + 1)).at[:, group].add(given)
+    total = own + sums[:, group]
+    share = lambda part, otherwise: jnp.where(total > 0, part / total, otherwise)
+    c_source, c_target = jnp.mean(share(given, 0.0), axis=0), jnp.mean(share(own, 1.0), axis=0)
 
     size = block_size(num_pairs, most_pairs)
 
