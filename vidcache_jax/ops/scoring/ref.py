@@ -94,7 +94,7 @@ def column_means(
         z = jnp.einsum("bnth,bnsh->bnts", queries, k_block, preferred_element_type=jnp.float32)
         return z * jnp.float32(head_dim**-0.5)
 
-    def group(index):
+    def next_group(sums, index):
         step, part = index // (num_queries // size), index % (num_queries // size)
         own, position = block_of(q, part, size), block_of(q_position, part, size)
         frames = jnp.pad(jnp.array(ahead, jnp.int32)[:, None], ((0, 0), (0, 2)))
@@ -110,25 +110,23 @@ def column_means(
             rearrange(x, "b n (delta t) s -> b n delta t s", delta=steps), axis=3
         )
 
-        def means_of(key_index):
+        def next_keys(sums, key_index):
             k_block, is_visible = keys_of(key_index)
             z = logits(queries, k_block)
             shifted = jnp.where(is_visible, z, lowest) - top[..., None]
             weights = jnp.exp(shifted) * share[..., None]
-            means = over_queries(weights), over_queries(z) / num_queries
-            return tuple(jnp.where(is_visible, mean, 0.0) for mean in means)
+            corner = (0, 0, step * steps, key_index * keys)
 
-        return jax.lax.map(means_of, key_blocks)
+            # In place: results put one after the other would have to be rearranged, in copies.
+            def added(sum_, part):
+                part = jnp.where(is_visible, over_queries(part), 0.0)
+                before = jax.lax.dynamic_slice(sum_, corner, part.shape)
+                return jax.lax.dynamic_update_slice(sum_, before + part, corner)
+
+            return (added(sums[0], weights), added(sums[1], z / num_queries)), None
+
+        return jax.lax.scan(next_keys, sums, key_blocks)[0], None
 
     groups = jnp.arange(num_queries // size * (horizon // steps), dtype=jnp.int32)
-    means = jax.lax.map(group, groups)
-    parts = dict(part=num_queries // size, steps=horizon // steps)
-    return ColumnMeans(*(
-        jnp.sum(
-            rearrange(
-                x, "(steps part) blocks b n delta s -> part b n (steps delta) (blocks s)", **parts
-            ),
-            axis=0,
-        )
-        for x in means
-    ))  # fmt: skip
+    zeros = jnp.zeros((batch, num_heads, horizon, num_keys), jnp.float32)
+    return ColumnMeans(*jax.lax.scan(next_group, (zeros, zeros), groups)[0])
