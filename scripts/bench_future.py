@@ -78,10 +78,10 @@ def flops_table(args: Args) -> Table:
         add(f"future, stride {stride}: {proxies} proxies", counted, formula)
     counted = scoring_flops(spec, chunk, cached, has_residuals=True)
     add("history", counted, 2 * chunk * cached * CONFIG.dim)
-    heads = (delta, 1, CONFIG.num_heads)
+    heads = (1, CONFIG.num_heads)
     routing = merge.route.lower(
-        array(*heads, chunk), array(*heads, past), array(*heads[1:], past, dtype=jnp.bool_),
-        most_evicted=WHOLE, most_retained=WHOLE,
+        array(*heads, delta, chunk), array(*heads, delta, past),
+        array(*heads, past, dtype=jnp.int32), most_evicted=WHOLE, most_retained=WHOLE,
     )  # fmt: skip
     add("routing", flops_of(routing), 2 * delta * chunk * past * CONFIG.num_heads)
     return table

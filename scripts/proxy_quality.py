@@ -117,7 +117,7 @@ def proxy_attention(
     query = jnp.mean(queries, axis=3)[:, :, :, ::stride]
     last = view.query_position[:, :, :, -queries.shape[4] :][:, :, :, ::stride]
     layer = lambda query, last, view: future_attention(query, last, view, DELTA_MAX).weight
-    return jax.vmap(layer, out_axes=1)(query, last, view)
+    return jnp.moveaxis(jax.vmap(layer)(query, last, view), 3, 0)
 
 
 @jax.jit
@@ -130,7 +130,7 @@ def true_attention(
     def ahead(delta: int) -> Float[Array, "L B N S"]:
         position = last + jnp.array([delta, 0, 0], jnp.int32)[None, None, None, None]
         layer = lambda q, at, view: column_means(q, at, view.k, view.position, view.visible).weight
-        return jax.vmap(layer)(queries[:, :, :, delta - 1], position, view)
+        return jax.vmap(layer)(queries[:, :, :, delta - 1], position, view)[:, :, :, 0]
 
     return jnp.stack([ahead(delta) for delta in range(1, DELTA_MAX + 1)])
 

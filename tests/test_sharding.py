@@ -176,7 +176,8 @@ def test_traffic_is_what_the_formula_says(name):
     # where keys and values have 24.
     held = 2 * 7 * TOKENS // 3
     for (kind, nbytes), _ in counted.items():
-        assert kind in ("all-reduce", "collective-permute") and nbytes <= 2 * 4 * held, counted
+        assert kind in ("all-reduce", "all-gather", "collective-permute"), counted
+        assert nbytes <= 2 * 4 * held, counted
 
 
 def test_the_cache_stays_where_it_is():

@@ -30,6 +30,9 @@ class FutureOracle:
         self.heads: list[list[Token]] = [[] for _ in range(num_heads)]
         self.queries: list[np.ndarray] = []
         """Of every frame so far, [heads, tokens, pairs]."""
+        self.num_merged: list[int] = []
+        self.num_dropped: list[int] = []
+        """Of each head's last eviction."""
 
     def chunk(self, q, k, v, num_frames):
         """(denoise attention, commit attention) of the next chunk, each [heads, tokens, H]."""
@@ -51,6 +54,7 @@ class FutureOracle:
         if self.policy.head_mode == "shared":
             mean = np.mean([score for score, _, _ in scores], axis=0)
             scores = [(mean, future, profile) for _, future, profile in scores]
+        self.num_merged, self.num_dropped = [], []
         for n, (score, future, profile) in enumerate(scores):
             self.heads[n] = self._evicted(
                 self.heads[n], score, future, profile, start + num_frames, num_frames
@@ -102,6 +106,8 @@ class FutureOracle:
         ]
         history = np.array([t.history for t in tokens]) / ages
         score = policy.lam * np.mean(future, axis=0) + (1 - policy.lam) * history
+        if policy.score == "sink_fifo":
+            score = np.array([t.frame for t in tokens])
         return (
             score,
             np.array(future),
@@ -128,6 +134,8 @@ class FutureOracle:
             best = int(np.argmax(cosines))
             if cosines[best] >= policy.tau:
                 groups[kept[best]].append(j)
+        self.num_merged.append(sum(map(len, groups.values())) - len(kept))
+        self.num_dropped.append(len(tokens) - len(kept) - self.num_merged[-1])
         values = [
             np.mean([
                 a[members] @ np.array([tokens[i].v for i in members]) / a[members].sum()

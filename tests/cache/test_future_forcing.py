@@ -72,12 +72,14 @@ CASES = {
 
 @pytest.mark.parametrize("policy", CASES.values(), ids=CASES.keys())
 def test_equals_the_oracle_over_long_histories(policy):
-    """Attention, kept sets, positions, values and history of every head after every chunk."""
+    """Attention, counts, and of every head the kept sets, positions, values and history."""
     oracles = [FutureOracle(policy, SPEC.grid, SPEC.num_heads) for _ in range(SPEC.batch)]
     for chunk, attended, _, cache in play(policy, SPEC, random_chunks(SPEC, 12)):
         for video, oracle in enumerate(oracles):
             _, out = oracle.chunk(chunk.q[video], chunk.k[video], chunk.v[video], 3)
             assert_close(attended.out[video], out)
+            for name in ("num_merged", "num_dropped"):
+                assert getattr(cache, name)[video].tolist() == getattr(oracle, name), name
             for head, expected in enumerate(oracle.heads):
                 slots = held(cache.tokens, video, head)
                 own = lambda x, at=(video, head, slots): np.asarray(x)[at]
@@ -88,12 +90,19 @@ def test_equals_the_oracle_over_long_histories(policy):
                 assert_close(own(cache.history), np.array([token.history for token in expected]))
 
 
-def test_chunks_of_another_size():
+def test_chunks_of_another_size_under_sink_and_fifo():
+    """The paper's ablation without scores, which merges all the same."""
     spec = tiny_spec(2, grid=(1, 3))
-    policy = FutureForcing(5, delta_max=2, tau=0.5, proxy_token_stride=2)
+    policy = FutureForcing(
+        5, score="sink_fifo", protect_sink_frames=1, delta_max=2, tau=0.5, proxy_token_stride=2
+    )
     oracle = FutureOracle(policy, spec.grid, spec.num_heads)
-    for chunk, attended, _, _ in play(policy, spec, random_chunks(spec, 9)):
+    cache = policy.init(spec)
+    for chunk, attended, _, after in play(policy, spec, random_chunks(spec, 9)):
+        cache = after
         assert_close(attended.out[0], oracle.chunk(chunk.q[0], chunk.k[0], chunk.v[0], 2)[1])
+    assert {*np.asarray(cache.tokens.frame).flat} == {-1, 0, 16, 17}
+    assert int(np.sum(cache.num_merged)) > 0
 
 
 def test_a_budget_that_holds_everything_is_full_attention():
@@ -150,7 +159,7 @@ def test_lambda_mixes_future_and_history_and_nothing_else():
     merit = quick_jit(policy.merit)(committed, chunk, attended)
     visible = np.asarray(committed.tokens.frame) >= 0
     age = chunk.start_frame // 3 - committed.tokens.frame // 3 + 1
-    future = np.mean(merit.future.weight, axis=0)
+    future = np.mean(merit.future.weight, axis=2)
     mixed = 0.5 * future + 0.5 * np.asarray(merit.history) / np.asarray(age)
     assert_close(np.asarray(merit.score)[visible], mixed[visible])
     assert_close(future.sum(axis=-1), np.ones((2, 2)))
@@ -228,7 +237,7 @@ def test_impossible_fields_are_refused(fields, message):
         FutureForcing(**fields)
 
 
-@pytest.mark.parametrize("name", ["profile", "head_mode", "history_norm", "rope_remap"])
+@pytest.mark.parametrize("name", ["score", "profile", "head_mode", "history_norm", "rope_remap"])
 def test_other_words_are_refused(name):
     # Around the type check, which refuses them first in tests.
     policy = object.__new__(FutureForcing)

@@ -14,21 +14,22 @@ D, B, N, S, H, E, R = 3, 2, 2, 20, 12, 8, 12
 
 def profiles(seed=0):
     rng = np.random.default_rng(seed)
-    draw = lambda count: rng.standard_normal((D, B, N, count)).astype(np.float32)
+    draw = lambda count: rng.standard_normal((B, N, D, count)).astype(np.float32)
     is_retained = rng.random((B, N, R)) < 0.8
     is_retained[..., -1] = True
-    return draw(E), draw(R), is_retained
+    rank = np.stack([rng.permutation(R) for _ in range(B * N)]).reshape(B, N, R)
+    return draw(E), draw(R), np.where(is_retained, rank, -1).astype(np.int32)
 
 
-def nearest(evicted, retained, is_retained):
+def nearest(evicted, retained, rank):
     place, cosine = np.zeros((B, N, E), int), np.full((B, N, E), -np.inf)
     for b, n, e, r in np.ndindex(B, N, E, R):
-        if is_retained[b, n, r]:
-            x, y = (p[:, b, n, i].astype(np.float64) for p, i in ((evicted, e), (retained, r)))
+        if rank[b, n, r] >= 0:
+            x, y = (p[b, n, :, i].astype(np.float64) for p, i in ((evicted, e), (retained, r)))
             norms = np.linalg.norm(x) * np.linalg.norm(y)
             value = x @ y / norms if norms else 0.0
-            if value > cosine[b, n, e]:
-                place[b, n, e], cosine[b, n, e] = r, value
+            if (value, -rank[b, n, r]) > (cosine[b, n, e], -place[b, n, e]):
+                place[b, n, e], cosine[b, n, e] = rank[b, n, r], value
     return place, cosine
 
 
@@ -41,35 +42,36 @@ def test_route_finds_the_highest_cosine(implementation):
     assert_close(cosine, expected[1])
 
 
-def test_route_in_blocks_and_of_equals_the_first():
-    evicted, retained, is_retained = profiles(1)
+def test_route_in_blocks_and_of_equals_the_lowest_rank():
+    evicted, retained, rank = profiles(1)
     retained[..., 7:] = 2 * retained[..., 1:6]
-    is_retained[:] = True
+    rank[:] = np.arange(R)[::-1]
     place, _ = ref.route(
-        *map(jnp.asarray, (evicted, retained, is_retained)), most_evicted=3, most_retained=4
+        *map(jnp.asarray, (evicted, retained, rank)), most_evicted=3, most_retained=4
     )
-    np.testing.assert_array_equal(place, nearest(evicted, retained, is_retained)[0])
-    assert np.asarray(place).max() < 7
+    np.testing.assert_array_equal(place, nearest(evicted, retained, rank)[0])
+    # Of the equal ones those from 7 on have the lower ranks.
+    assert not {*np.asarray(place).flat} & {*range(R - 6, R - 1)}
 
 
 def test_a_profile_of_norm_0_is_at_a_right_angle_to_all():
-    evicted, retained, is_retained = profiles(2)
-    evicted[:, 0, 0, 0] = 0
-    place, cosine = route(*map(jnp.asarray, (evicted, retained, is_retained)))
+    evicted, retained, rank = profiles(2)
+    evicted[0, 0, :, 0] = 0
+    place, cosine = route(*map(jnp.asarray, (evicted, retained, rank)))
     assert cosine[0, 0, 0] == 0
-    assert place[0, 0, 0] == np.flatnonzero(is_retained[0, 0])[0]
+    assert place[0, 0, 0] == rank[0, 0][rank[0, 0] >= 0].min()
 
 
 def test_where_nothing_is_retained_nothing_is_near():
-    evicted, retained, is_retained = profiles()
-    _, cosine = route(*map(jnp.asarray, (evicted, retained, np.zeros_like(is_retained))))
+    evicted, retained, rank = profiles()
+    _, cosine = route(*map(jnp.asarray, (evicted, retained, np.full_like(rank, -1))))
     assert (np.asarray(cosine) == -np.inf).all()
 
 
 def pairs(seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     v = rng.standard_normal((B, N, S, H)).astype(dtype)
-    weight = rng.random((D, B, N, S)).astype(np.float32)
+    weight = rng.random((B, N, D, S)).astype(np.float32)
     slots = np.stack([[rng.permutation(S) for _ in range(N)] for _ in range(B)]).astype(np.int32)
     source = slots[..., :E]
     # Few targets, so that several sources meet in one.
@@ -84,7 +86,7 @@ def blended(v, weight, source, target, is_merged):
         for i in set(target[b, n][is_merged[b, n]]):
             members = [i, *source[b, n][is_merged[b, n] & (target[b, n] == i)]]
             blends = []
-            for a in weight[:, b, n].astype(np.float64):
+            for a in weight[b, n].astype(np.float64):
                 total = a[members].sum()
                 parts = a[members] @ v[b, n, members].astype(np.float64)
                 blends.append(parts / total if total else v[b, n, i])
@@ -132,7 +134,7 @@ def test_merged_values_are_convex_combinations():
 
 def test_a_step_without_weight_leaves_the_value():
     v, weight, source, target, is_merged = pairs(3)
-    weight[0] = 0
+    weight[:, :, 0] = 0
     given = (v, weight, source, target, is_merged)
     assert_close(merge_values(*map(jnp.asarray, given)), blended(*given))
     weight[:] = 0
@@ -159,9 +161,11 @@ def test_sums_are_float32_whatever_the_values_are():
     np.testing.assert_allclose(np.float64(merged), expected, rtol=2**-8, atol=1e-6)
 
 
-def test_channels_in_blocks():
-    given = tuple(map(jnp.asarray, pairs(6)))
-    assert_close(ref.merge_values(*given, most_channels=5), ref.merge_values(*given))
+def test_pairs_in_blocks():
+    """Sources of one target lie in several blocks."""
+    given = pairs(6)
+    merged = ref.merge_values(*map(jnp.asarray, given), most_pairs=2)
+    assert_close(merged, blended(*given))
 
 
 def test_works_mapped_and_donated():

@@ -1,5 +1,7 @@
 """Column means against the dense softmax in float64 NumPy."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from vidcache_jax.testing import same_bits
 
 B, N, T, S, H = 2, 3, 12, 30, 14
 PAIRS = (3, 2, 2)
+Means = collections.namedtuple("Means", "weight logit")
 
 
 def inputs(seed=0, scale=1.0, groups=N):
@@ -27,8 +30,13 @@ def inputs(seed=0, scale=1.0, groups=N):
 
 
 def means_of(arrays, scoring=column_means, **options):
+    """At one step."""
     q, q_position, k, k_position, visible = map(jnp.asarray, arrays)
-    return scoring(q, q_position, k, k_position, visible, **options)
+    return at_step(scoring(q, q_position, k, k_position, visible, **options), 0)
+
+
+def at_step(means, step):
+    return Means(means.weight[:, :, step], means.logit[:, :, step])
 
 
 def turned(x, position):
@@ -79,8 +87,19 @@ def test_known_residuals_save_a_pass_and_change_nothing():
     given = inputs(seed=2)
     q, q_position, k, k_position, visible = map(jnp.asarray, given)
     attended = attention(rotate(q, q_position), rotate(k, k_position), k, visible[:, :, None])
-    means = reference(q, q_position, k, k_position, visible, attended, most_queries=4, most_keys=10)
+    means = means_of(given, reference, attended=attended, most_queries=4, most_keys=10)
     check(means, oracle(*given))
+
+
+@pytest.mark.parametrize("most_queries", [4, 24, 48])
+def test_each_step_of_a_horizon_is_as_if_alone(most_queries):
+    """Groups of a part of a step, of two steps, and of all four."""
+    q, q_position, *keys = inputs(seed=3)
+    given, ahead = map(jnp.asarray, (q, q_position, *keys)), (0, 1, 2, 5)
+    means = reference(*given, ahead=ahead, most_queries=most_queries)
+    for step, frames in enumerate(ahead):
+        moved = q_position + np.array([frames, 0, 0])
+        check(at_step(means, step), oracle(q, moved, *keys))
 
 
 def test_one_winner_takes_all_without_overflow():

@@ -31,6 +31,7 @@ from vidcache_jax.cache.future_queries import (
     canonical_query,
     empty_queries,
     future_attention,
+    mean_of_frames,
     remember,
 )
 from vidcache_jax.cache.policy import CachePolicy
@@ -50,6 +51,9 @@ class FutureState:
     """Sum over chunks of the mean weight received; 0 in empty slots."""
     recent: RecentQueries | None
     """None if a chunk's own frames make the canonical query."""
+    num_merged: Int[Array, "*stack B N"]
+    """Of the tokens that the last eviction took; what stayed is what `tokens` hold."""
+    num_dropped: Int[Array, "*stack B N"]
 
 
 class Merit(NamedTuple):
@@ -59,7 +63,7 @@ class Merit(NamedTuple):
     history: Float[Array, "B N S"]
     """With what the chunk's queries gave."""
     future: ColumnMeans
-    """What the proxies give at each step of the horizon: [delta, B, N, S]."""
+    """What the proxies give at each step of the horizon."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +75,15 @@ class FutureForcing(CachePolicy):
     Attributes:
       budget_frames: B, frames' worth of tokens attended to, the current chunk included (the
         paper's 18 for Self-Forcing, 15 for Rolling and 9 for Reward Forcing).
+        A budget besides the chunk is that much plus the chunk's frames.
       lam: lambda, weight of the future against the history: 1 = future alone, 0 = history alone.
       delta_max: frames ahead for which there are proxies.
       query_frames: w, frames that the canonical query is a mean of. The paper does not say; up to
         a chunk's frames cost no memory.
       tau: cosine from which an evicted token is merged; above 1 nothing is.
       merge: False drops every evicted token.
+      score: ``"attention"``, as above, or the paper's ablation ``"sink_fifo"``: the latest tokens
+        stay, next to ``protect_sink_frames``; what is evicted is merged all the same.
       profile: what tokens are compared by at each step of the horizon: their mean ``"logit"`` with
         the proxies (the paper's formula) or the ``"attention"`` they receive (its words).
       head_mode: every head keeps tokens of its own (``"per_head"``), or all heads the tokens of
@@ -103,6 +110,7 @@ class FutureForcing(CachePolicy):
     query_frames: int = 3
     tau: float = 0.95
     merge: bool = True
+    score: Literal["attention", "sink_fifo"] = "attention"
     profile: Literal["logit", "attention"] = "logit"
     head_mode: Literal["per_head", "shared"] = "per_head"
     protect_sink_frames: int = 0
@@ -123,6 +131,7 @@ class FutureForcing(CachePolicy):
         if not -1 <= self.tau < float("inf"):
             raise ValueError(f"tau={self.tau} must be a cosine, or above 1 to merge nothing")
         for name, words in (
+            ("score", ("attention", "sink_fifo")),
             ("profile", ("logit", "attention")),
             ("head_mode", ("per_head", "shared")),
             ("history_norm", ("age", "t")),
@@ -149,10 +158,13 @@ class FutureForcing(CachePolicy):
         tokens = token_slots.empty_tokens(spec, self.budget_frames)
         proxies = -(-spec.tokens_per_frame // self.proxy_token_stride)
         needs_ring = self.query_frames > spec.frames_per_chunk
+        none = jnp.zeros((spec.batch, spec.num_heads), jnp.int32)
         return FutureState(
             tokens=tokens,
             history=jnp.zeros(tokens.frame.shape, jnp.float32),
             recent=empty_queries(spec, self.query_frames, proxies) if needs_ring else None,
+            num_merged=none,
+            num_dropped=none,
         )
 
     def read(self, cache: FutureState, start_frame: FrameNumber, num_frames: int) -> CacheView:
@@ -188,19 +200,22 @@ class FutureForcing(CachePolicy):
         tokens = cache.tokens
         merit = self.merit(cache, chunk, attended)
         past = self.budget_frames - self._num_frames(cache, chunk)
-        kept, evicted = token_eviction.split(
+        split = token_eviction.split(
             tokens, merit.score, self._is_protected(cache, chunk), past * tokens.tokens_per_frame
         )
+        num_evicted = jnp.sum((tokens.frame >= 0) & ~split.stays, axis=-1, dtype=jnp.int32)
+        num_merged = jnp.zeros_like(num_evicted)
         if self.merge and self.tau <= 1:
             profile = merit.future.logit if self.profile == "logit" else merit.future.weight
-            tokens = token_eviction.merged(
-                tokens, kept, evicted, profile, merit.future.weight, self.tau
+            tokens, num_merged = token_eviction.merged(
+                tokens, split, profile, merit.future.weight, self.tau
             )
-        stays = token_eviction.is_among(kept, tokens)
         return FutureState(
-            tokens=token_eviction.retained(tokens, kept, self.rope_remap),
-            history=jnp.where(stays, merit.history, 0.0),
+            tokens=token_eviction.retained(tokens, split, self.rope_remap),
+            history=jnp.where(split.stays, merit.history, 0.0),
             recent=cache.recent,
+            num_merged=num_merged,
+            num_dropped=num_evicted - num_merged,
         )
 
     def merit(self, cache: FutureState, chunk: Chunk, attended: AttentionPart) -> Merit:
@@ -210,10 +225,10 @@ class FutureForcing(CachePolicy):
         received = column_means(
             chunk.q, view.query_position, view.k, view.position, view.visible, attended
         )
-        history = cache.history + received.weight
+        history = cache.history + received.weight[:, :, 0]
         if cache.recent is None:
             own = self._frame_queries(cache, chunk)[:, :, -self.query_frames :]
-            query = jnp.mean(own.astype(jnp.float32), axis=2).astype(own.dtype)
+            query = mean_of_frames(own)
         else:
             query = canonical_query(cache.recent)
         last = view.query_position[:, :, -cache.tokens.tokens_per_frame :]
@@ -227,7 +242,10 @@ class FutureForcing(CachePolicy):
             age = 1 + (start - cache.tokens.frame + num_frames - 1) // num_frames
         score = history / age.astype(jnp.float32)
         if self.lam > 0:
-            score = self.lam * jnp.mean(future.weight, axis=0) + (1 - self.lam) * score
+            score = self.lam * jnp.mean(future.weight, axis=2) + (1 - self.lam) * score
+        if self.score == "sink_fifo":
+            # Relative to the chunk: exact in float32 for whatever was not evicted long ago.
+            score = (cache.tokens.frame - start).astype(jnp.float32)
         if self.head_mode == "shared":
             score = jnp.broadcast_to(jnp.mean(score, axis=1, keepdims=True), score.shape)
         return Merit(score, history, future)

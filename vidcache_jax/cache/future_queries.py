@@ -62,23 +62,22 @@ def canonical_query(recent: RecentQueries) -> Float[Array, "B N Q H"]:
     return (jnp.sum(queries, axis=2) / count[:, None, None, None]).astype(recent.q.dtype)
 
 
-# Jitted, or a call outside of jit would compile its loop anew.
-@functools.partial(jax.jit, static_argnames="delta_max")
+def mean_of_frames(own: FrameQueries) -> Float[Array, "B N Q H"]:
+    """The canonical query of a chunk's own frames."""
+    # Frame by frame, or XLA for TPUs has all of them in float32 at once.
+    frames = (own[:, :, i].astype(jnp.float32) for i in range(own.shape[2]))
+    return (functools.reduce(jnp.add, frames) / own.shape[2]).astype(own.dtype)
+
+
 def future_attention(
     query: Float[Array, "B N Q H"], last_position: Positions, view: CacheView, delta_max: int
 ) -> ColumnMeans:
-    """What the proxies attend to, a leading axis for Delta = 1 ... delta_max.
+    """What the proxies attend to at Delta = 1 ... delta_max.
 
     Args:
       query: canonical, of Q tokens.
       last_position: of those tokens in the chunk's last frame.
       view: in whose coordinates the proxies come after it.
     """
-
-    def ahead(delta: Int[Array, ""]) -> ColumnMeans:
-        frames = jnp.stack([delta, jnp.zeros_like(delta), jnp.zeros_like(delta)])
-        position = last_position + frames[None, None, None]
-        return column_means(query, position, view.k, view.position, view.visible)
-
-    # One after the other, in the memory of one.
-    return jax.lax.map(ahead, jnp.arange(1, delta_max + 1, dtype=jnp.int32))
+    ahead = tuple(range(1, delta_max + 1))
+    return column_means(query, last_position, view.k, view.position, view.visible, ahead=ahead)

@@ -12,6 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from vidcache_jax.array_typing import Heads
 from vidcache_jax.cache.state import CacheSpec
+from vidcache_jax.ops.blocks import block_size
+from vidcache_jax.ops.selection import where_true
+
+MOST_ROWS = 512
 
 
 @jax.tree_util.register_dataclass
@@ -53,18 +57,30 @@ def write_frames(
     """Writes whole frames into empty slots, of which every head must have enough."""
     batch, heads, count, _ = k.shape
     per_frame = tokens.tokens_per_frame
-    # Stable: the first empty slots.
-    slots = jnp.argsort(tokens.frame >= 0, axis=-1, stable=True)[..., :count]
+    slots = where_true(tokens.frame < 0, count)
     place = jnp.arange(count, dtype=jnp.int32) % per_frame
     to_heads = lambda x: jnp.broadcast_to(x, (batch, heads, count))
     return dataclasses.replace(
         tokens,
-        k=put(tokens.k, slots, k.astype(tokens.k.dtype)),
-        v=put(tokens.v, slots, v.astype(tokens.v.dtype)),
+        k=put_rows(tokens.k, slots, k.astype(tokens.k.dtype)),
+        v=put_rows(tokens.v, slots, v.astype(tokens.v.dtype)),
         frame=put(tokens.frame, slots, to_heads(jnp.repeat(frame, per_frame))),
         place=put(tokens.place, slots, to_heads(place)),
         position=put(tokens.position, slots, jnp.repeat(position, per_frame, axis=-1)),
     )
+
+
+def put_rows(
+    stored: Float[Array, "B N S H"], slots: Int[Array, "B N X"], new: Float[Array, "B N X H"]
+) -> Float[Array, "B N S H"]:
+    """As `put`, in blocks: a TPU program of one large scatter takes long to compile."""
+    size = block_size(slots.shape[-1], MOST_ROWS)
+
+    def next_block(index: Int[Array, ""], stored: Float[Array, "B N S H"]):
+        of = lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=2)
+        return put(stored, of(slots), of(new))
+
+    return jax.lax.fori_loop(0, slots.shape[-1] // size, next_block, stored)
 
 
 def put(stored: Array, slots: Int[Array, "B N X"], new: Array) -> Array:

@@ -16,9 +16,9 @@ def _chosen(implementation: str | None) -> tuple[Callable, Callable]:
 
 
 def route(
-    evicted: Float[Array, "delta B N E"],
-    retained: Float[Array, "delta B N R"],
-    is_retained: Bool[Array, "B N R"],
+    evicted: Float[Array, "B N delta E"],
+    retained: Float[Array, "B N delta R"],
+    rank: Int[Array, "B N R"],
     *,
     implementation: str | None = None,
 ) -> tuple[Int[Array, "B N E"], Float[Array, "B N E"]]:
@@ -26,21 +26,21 @@ def route(
 
     Args:
       evicted, retained: profiles, one number for each step of the horizon.
-      is_retained: which of the R exist; the others are never chosen.
+      rank: of the retained among each other, from 0; -1 for entries that are not retained.
       implementation: a name in `IMPLEMENTATIONS`, or None for the best one supported.
 
     Returns:
-      Its place among the R (of equals, the first), and the cosine.
+      Its rank (of equals, the lowest), and the cosine.
 
     Raises:
       ValueError: no implementation has that name.
     """
-    return _chosen(implementation)[0](evicted, retained, is_retained)
+    return _chosen(implementation)[0](evicted, retained, rank)
 
 
 def merge_values(
     v: Float[Array, "B N S H"],
-    weight: Float[Array, "delta B N S"],
+    weight: Float[Array, "B N delta S"],
     source: Int[Array, "B N E"],
     target: Int[Array, "B N E"],
     is_merged: Bool[Array, "B N E"],

@@ -12,73 +12,77 @@ from vidcache_jax.ops.blocks import block_size
 # Jitted, or a call outside of jit would compile its loops anew.
 @functools.partial(jax.jit, static_argnames=("most_evicted", "most_retained"))
 def route(
-    evicted: Float[Array, "delta B N E"],
-    retained: Float[Array, "delta B N R"],
-    is_retained: Bool[Array, "B N R"],
+    evicted: Float[Array, "B N delta E"],
+    retained: Float[Array, "B N delta R"],
+    rank: Int[Array, "B N R"],
     *,
     most_evicted: int = 256,
     most_retained: int = 1024,
 ) -> tuple[Int[Array, "B N E"], Float[Array, "B N E"]]:
-    """``argmax_r cos(evicted_e, retained_r)`` over the retained that exist, and its value.
+    """Rank of ``argmax_r cos(evicted_e, retained_r)`` over the retained with one, and the cosine.
 
-    A profile of norm 0 has cosine 0 with every other. Of equal cosines the first wins. If none
-    exists the cosine is -inf. The E x R matrix exists in blocks only.
+    A profile of norm 0 has cosine 0 with every other. Of equal cosines the lowest rank wins. If
+    none is retained the cosine is -inf. The E x R matrix exists in blocks only.
     """
     size, columns = evicted.shape[-1], retained.shape[-1]
     rows = block_size(size, most_evicted)
     width = block_size(columns, most_retained)
-    evicted, retained = _unit(evicted), _unit(retained)
+    nothing = jnp.iinfo(jnp.int32).max
+
+    def block_of(x: Array, index: Array, size: int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=x.ndim - 1)
 
     def best_of(row):
-        own = jax.lax.dynamic_slice_in_dim(evicted, row * rows, rows, axis=3)
+        own = _unit(block_of(evicted, row, rows))
 
         def next_block(best, column):
-            place, cosine = best
-            other = jax.lax.dynamic_slice_in_dim(retained, column * width, width, axis=3)
-            exists = jax.lax.dynamic_slice_in_dim(is_retained, column * width, width, axis=2)
+            lowest, cosine = best
+            # Ranks that are not negative, of those that are retained.
+            ranks = block_of(rank, column, width)
+            ranks = jnp.where(ranks < 0, nothing, ranks)[:, :, None]
+            other = _unit(block_of(retained, column, width))
             # Six numbers a profile: anything less than float32 products would decide wrongly.
-            cosines = jnp.einsum("dbne,dbnr->bner", own, other, precision=jax.lax.Precision.HIGHEST)
-            cosines = jnp.where(exists[:, :, None], cosines, -jnp.inf)
-            here = jnp.argmax(cosines, axis=-1).astype(jnp.int32) + column * width
+            cosines = jnp.einsum("bnde,bndr->bner", own, other, precision=jax.lax.Precision.HIGHEST)
+            cosines = jnp.where(ranks < nothing, cosines, -jnp.inf)
             highest = jnp.max(cosines, axis=-1)
-            is_better = highest > cosine
-            return (jnp.where(is_better, here, place), jnp.where(is_better, highest, cosine)), None
+            first = jnp.min(jnp.where(cosines == highest[..., None], ranks, nothing), axis=-1)
+            first = jnp.where(highest < cosine, nothing, first)
+            lowest = jnp.where(highest > cosine, first, jnp.minimum(lowest, first))
+            return (lowest, jnp.maximum(highest, cosine)), None
 
-        start = jnp.zeros(own.shape[1:], jnp.int32)
+        start = jnp.full((*own.shape[:2], rows), nothing)
         blocks = jnp.arange(columns // width, dtype=jnp.int32)
         return jax.lax.scan(next_block, (start, jnp.full(start.shape, -jnp.inf)), blocks)[0]
 
     best = jax.lax.map(best_of, jnp.arange(size // rows, dtype=jnp.int32))
-    place, cosine = (jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], size) for x in best)
-    return place, cosine
+    nearest, cosine = (jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], size) for x in best)
+    return jnp.where(nearest == nothing, 0, nearest), cosine
 
 
-def _unit(profile: Float[Array, "delta B N X"]) -> Float[Array, "delta B N X"]:
-    norm = jnp.linalg.norm(profile, axis=0, keepdims=True)
+def _unit(profile: Float[Array, "B N delta X"]) -> Float[Array, "B N delta X"]:
+    norm = jnp.linalg.norm(profile, axis=2, keepdims=True)
     return jnp.where(norm > 0, profile / norm, 0.0)
 
 
-@functools.partial(jax.jit, static_argnames="most_channels")
+@functools.partial(jax.jit, static_argnames="most_pairs")
 def merge_values(
     v: Float[Array, "B N S H"],
-    weight: Float[Array, "delta B N S"],
+    weight: Float[Array, "B N delta S"],
     source: Int[Array, "B N E"],
     target: Int[Array, "B N E"],
     is_merged: Bool[Array, "B N E"],
     *,
-    most_channels: int = 32,
+    most_pairs: int = 256,
 ) -> Float[Array, "B N S H"]:
     """Value i becomes ``mean_delta (a_i V_i + sum_j a_j V_j) / (a_i + sum_j a_j)``, a = a[delta].
 
     j runs over the sources merged into i. That is ``c_i V_i + sum_j c_j V_j`` with
     ``c_j = mean_delta a_j / (a_i + sum_j a_j)``: coefficients are worked out first, then values
-    are read once. A step of the horizon that gives all of them weight 0 leaves V_i. Every value
-    that is no target keeps its bits. Sums in float32.
+    are read once, in blocks of pairs that bound what is temporary. A step of the horizon that gives
+    all of them weight 0 leaves V_i. Every value that is no target keeps its bits. Sums in float32.
     """
-    width = block_size(v.shape[-1], most_channels)
-    per_head = lambda v, *rest: _merge_head(v, *rest, width=width)
-    axes = (0, 1, 0, 0, 0)
-    return jax.vmap(jax.vmap(per_head, axes), axes)(v, weight, source, target, is_merged)
+    per_head = functools.partial(_merge_head, most_pairs=most_pairs)
+    return jax.vmap(jax.vmap(per_head))(v, weight, source, target, is_merged)
 
 
 def _merge_head(
@@ -87,36 +91,40 @@ def _merge_head(
     source: Int[Array, " E"],
     target: Int[Array, " E"],
     is_merged: Bool[Array, " E"],
-    width: int,
+    most_pairs: int,
 ) -> Float[Array, "S H"]:
-    num_slots, head_dim = v.shape
-    pairs = jnp.arange(source.shape[0], dtype=jnp.int32)
+    num_slots, num_pairs = v.shape[0], source.shape[0]
     nowhere = jnp.int32(num_slots)
-    into = jnp.where(is_merged, target, nowhere)
-    given = jnp.where(is_merged, weight[:, source], 0.0)
-    total = weight.at[:, into].add(given, mode="drop")[:, target]
-    share = lambda part: jnp.where(total > 0, part / total, 0.0)
-    c_source = jnp.mean(share(given), axis=0)
-    c_target = jnp.mean(jnp.where(total > 0, weight[:, target] / total, 1.0), axis=0)
+    # Pairs of one target become neighbours; those that do not count come last.
+    pairs = (jnp.where(is_merged, target, nowhere), source)
+    target, source = jax.lax.sort(pairs, num_keys=2, is_stable=False)
+    is_merged = target < nowhere
 
-    # All sources of a target add up in the row of the first of them, its leader.
-    none = jnp.full((num_slots,), pairs.shape[0], jnp.int32)
-    leader = none.at[into].min(pairs, mode="drop")[target]
-    row = jnp.where(is_merged, leader, pairs.shape[0])
-    written = jnp.where(is_merged & (leader == pairs), target, nowhere)
+    is_last = target != jnp.append(target[1:], nowhere)
+    group = jnp.cumsum(target != jnp.append(nowhere, target[:-1]), dtype=jnp.int32)
+    given, own = jnp.where(is_merged, weight[:, source], 0.0), weight[:, target]
+    sums = jnp.zeros((given.shape[0], num_pairs + 1)).at[:, group].add(given)
+    total = own + sums[:, group]
+    share = lambda part, otherwise: jnp.where(total > 0, part / total, otherwise)
+    c_source, c_target = jnp.mean(share(given, 0.0), axis=0), jnp.mean(share(own, 1.0), axis=0)
 
-    # Blocks of channels bound what is temporary. As rows of a reshaped buffer they can be read and
-    # written in place, where a slice would be a copy.
-    blocks = head_dim // width
+    size = block_size(num_pairs, most_pairs)
 
-    def next_block(rows: Float[Array, "rows width"], block: Array):
-        values = rows[source * blocks + block].astype(jnp.float32)
+    def next_block(carry, index: Array):
+        v, last_target, last_sum = carry
+        of = lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size)
+        into, counts = of(target), of(is_merged)[:, None]
         # `where`: an empty slot may hold NaN.
-        parts = jnp.where(is_merged[:, None], c_source[:, None] * values, 0.0)
-        own = rows[target * blocks + block].astype(jnp.float32) * c_target[:, None]
-        sums = jnp.zeros_like(parts).at[row].add(parts, mode="drop") + own
-        return rows.at[written * blocks + block].set(sums.astype(v.dtype), mode="drop"), None
+        parts = jnp.where(counts, of(c_source)[:, None] * v[of(source)].astype(jnp.float32), 0.0)
+        # The sum over all pairs of the block with the same target, and what came before it.
+        is_same = (into[:, None] == into[None]).astype(jnp.float32)
+        sums = jnp.matmul(is_same, parts, precision=jax.lax.Precision.HIGHEST)
+        sums += jnp.where((into == last_target)[:, None], last_sum, 0.0)
+        own = of(c_target)[:, None] * v[into].astype(jnp.float32)
+        written = jnp.where(of(is_last), into, nowhere)
+        v = v.at[written].set((own + sums).astype(v.dtype), mode="drop")
+        return (v, into[-1], sums[-1]), None
 
-    rows = v.reshape(num_slots * blocks, width)
-    rows, _ = jax.lax.scan(next_block, rows, jnp.arange(blocks, dtype=jnp.int32))
-    return rows.reshape(v.shape)
+    start = (v, nowhere, jnp.zeros(v.shape[1:], jnp.float32))
+    (v, _, _), _ = jax.lax.scan(next_block, start, jnp.arange(num_pairs // size, dtype=jnp.int32))
+    return v
