@@ -45,7 +45,8 @@ def run(command: str, folder: Path) -> str:
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
     using = {"generate-command", "generate-example", "python-example", "pipeline-command",
-             "convert-command", "profile-command", "compare-command"}  # fmt: skip
+             "convert-command", "profile-command", "compare-command",
+             "prompts-command"}  # fmt: skip
     parts = ("bench", "bench-prompts", "bench-tether", "bench-heads", "bench-ispa", "bench-wan",
              "study-ispa", "future")  # fmt: skip
     measuring = {f"{part}-command" for part in parts}

@@ -1,10 +1,11 @@
-"""Text to a playable mp4, written while it is being made."""
+"""Text to a playable mp4, written while it is being made; or a list of texts to as many."""
 
 import contextlib
 import dataclasses
 import time
 from pathlib import Path
 
+import jax
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from vidcache_jax import __version__
 from vidcache_jax.cache import CachePolicy
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
+from vidcache_jax.commands.make_videos import make_videos
 from vidcache_jax.commands.policy_option import (
     FILE_OPTIONS,
     fitted,
@@ -22,14 +24,18 @@ from vidcache_jax.loading import load_model
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.contact_sheet import ContactSheet
 from vidcache_jax.sampling.frame_sink import FrameSink
+from vidcache_jax.sampling.job import Job, read_prompt_file
 from vidcache_jax.sampling.prefix import Video, prefix_chunks, read_prefix
+from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sampling.session import Session, chunks_for
 from vidcache_jax.sampling.writer import VideoWriter
+from vidcache_jax.sharding import DATA, ONE_DEVICE, Layout, make_mesh, parse_mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateArgs:
-    """Generate a video from a prompt, chunk by chunk, writing it while it is being made.
+    """Generate a video from a prompt, chunk by chunk, writing it while it is being made; with
+    --prompts, a folder of videos.
 
     --policy NAME decides what the model remembers; the options of the policy in use are listed
     below, those of another by --policy NAME --help. Without any option a demo is made.
@@ -37,6 +43,15 @@ class GenerateArgs:
 
     prompt: str = "a red circle bounces in the meadow, camera still"
     """What to show; the built-in model answers an unknown word with its vocabulary."""
+    prompts: Path | None = None
+    """A file of prompts, one a line, for a folder of videos: one each, with its own noise. The same
+    command goes on where it was after an interruption, and with prompts added at the end."""
+    mesh: str | None = None
+    """With --prompts, how the devices are used, such as data=4,heads=2: four videos at once, each
+    by two devices. By default each device makes its own video."""
+    shard_weights: bool = False
+    """With --mesh, keep the weights in parts, gathered layer by layer; for models too large for a
+    device."""
     prefix: Path | None = None
     """An image or video to begin with; it is scaled and cropped to the model's size. Whole chunks
     count: the latest frames that fill some, or the first frame repeated in front to fill one."""
@@ -44,8 +59,9 @@ class GenerateArgs:
     """Length of what is generated, after the prefix; rounded up to whole chunks."""
     seed: int = 0
     """Of all noise: the same seed makes the same video."""
-    out: Path = Path("video.mp4")
-    """The mp4 to write; an existing file is replaced when the new one is complete."""
+    out: Path | None = None
+    """The mp4 to write, by default video.mp4; an existing file is replaced when the new one is
+    complete. With --prompts the folder, by default videos."""
     contact_sheet: Path | None = None
     """Also write a picture (.png) of frames over time."""
     model: str = "tiny"
@@ -105,6 +121,10 @@ def main(argv: list[str]) -> int:
         policy_name, rest = take_policy_name(argv)
         args_type = with_policy_options(GenerateArgs, policy_name)
         args = tyro.cli(args_type, args=rest, prog="vidcache generate", registry=FILE_OPTIONS)
+        enable_compilation_cache(args.compilation_cache)
+        check_options(args)
+        if args.prompts is not None:
+            return make_videos(job_of(args, args.policy, rest), console)
         is_complete = generate(args, args.policy, rest, console)
     except (ValueError, OSError) as error:
         message = "\n".join([str(error), *getattr(error, "__notes__", [])])
@@ -120,8 +140,7 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
       ValueError: an option is impossible. OSError: a file cannot be written.
     """
     started = time.perf_counter()
-    enable_compilation_cache(args.compilation_cache)
-    model = _load(args)
+    model = _load(args, ONE_DEVICE)
     prefix = None if args.prefix is None else _read_prefix(args.prefix, model, console)
     begun = 0 if prefix is None else len(prefix_chunks(prefix, model))
     num_chunks = chunks_for(args.seconds, model, begun)
@@ -175,9 +194,51 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
     return is_complete
 
 
-def _load(args: GenerateArgs) -> VideoModel:
+def check_options(args: GenerateArgs) -> None:
+    """Refuses options that would have no effect.
+
+    Raises:
+      ValueError: one is for a single video and another for several.
+    """
+    default = GenerateArgs()
+    changed = lambda name: getattr(args, name) != getattr(default, name)
+    if args.prompts is None:
+        unused, remedy = ("mesh", "shard_weights"), "give --prompts as well"
+    else:
+        unused, remedy = ("prompt", "prefix", "contact_sheet"), "leave it out with --prompts"
+    for name in filter(changed, unused):
+        which = "several videos" if args.prompts is None else "one video"
+        raise ValueError(f"--{name.replace('_', '-')} is for {which}; {remedy}")
+
+
+def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
+    """The job that the arguments ask for.
+
+    Raises:
+      ValueError: an option is impossible. OSError: a file cannot be read.
+    """
+    prompts = read_prompt_file(args.prompts or Path())
+    devices = jax.devices()
+    sizes = parse_mesh(args.mesh) if args.mesh else {DATA: len(devices)}
+    layout = Layout(make_mesh(**sizes, devices=devices), args.shard_weights)
+    model = _load(args, layout)
+    num_latents = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
+    policy = fitted(policy, given, num_latents, model)
+    return Job(
+        model=model,
+        rollout=Rollout(model.config, model.rollout, policy, layout),
+        prompts=prompts,
+        seed=args.seed,
+        seconds=args.seconds,
+        scale=_scale(args, model),
+        folder=args.out or Path("videos"),
+        comment=_made_by(args, model, policy),
+    )
+
+
+def _load(args: GenerateArgs, layout: Layout) -> VideoModel:
     if args.checkpoint is None:
-        return load_model(args.model)
+        return load_model(args.model, layout=layout)
     names = ("frames_per_chunk", "denoise_timesteps", "timestep_shift")
     return load_model(
         args.checkpoint,
@@ -185,6 +246,7 @@ def _load(args: GenerateArgs) -> VideoModel:
         width=args.width,
         rollout={name: x for name in names if (x := getattr(args, name)) is not None},
         embedding_cache=args.embedding_cache.expanduser(),
+        layout=layout,
     )
 
 
@@ -208,12 +270,16 @@ def _scale(args: GenerateArgs, model: VideoModel) -> int:
 
 def _video(args: GenerateArgs, model: VideoModel, policy: CachePolicy) -> VideoWriter:
     return VideoWriter(
-        args.out,
+        args.out or Path("video.mp4"),
         fps=model.frames_per_second,
         scale=_scale(args, model),
         title=args.prompt,
-        comment=f"vidcache_jax {__version__}: {model.name}, {policy}, seed {args.seed}",
+        comment=_made_by(args, model, policy),
     )
+
+
+def _made_by(args: GenerateArgs, model: VideoModel, policy: CachePolicy) -> str:
+    return f"vidcache_jax {__version__}: {model.name}, {policy}, seed {args.seed}"
 
 
 def _cache(session: Session) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Key, UInt8
 
 from vidcache_jax.array_typing import Latents, Params
 from vidcache_jax.cache.policy import CachePolicy
@@ -18,6 +19,7 @@ from vidcache_jax.models.codec import Codec, from_uint8, to_uint8
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.prefix import prefix_chunks
 from vidcache_jax.sampling.rollout import Rollout, RolloutState, chunk_noise
+from vidcache_jax.sharding import DATA, ONE_DEVICE, Layout
 
 
 # Jitted at module level with hashable static arguments: sessions of equal settings share one
@@ -29,9 +31,13 @@ def make_chunk(
     params: Params,
     state: RolloutState,
     text_kv: wan_dit.TextKV,
-    key: jax.Array,
+    keys: Key[Array, " B"],
 ) -> tuple[RolloutState, Latents, Float[Array, ""]]:
     """The one program of a chunk: noise, denoise passes, commit pass.
+
+    Args:
+      latent_shape: (F, Y, X, C) of one video.
+      keys: of each video's noise.
 
     Returns:
       The next state, the chunk's latents, and the share of the cache that holds visible tokens.
@@ -39,7 +45,8 @@ def make_chunk(
     start = state.next_frame
     num_frames = rollout.rollout.frames_per_chunk
     steps = len(rollout.rollout.denoise_timesteps)
-    noise, renoise = chunk_noise(key, start // num_frames, steps, latent_shape)
+    draw = lambda key: chunk_noise(key, start // num_frames, steps, latent_shape)
+    noise, renoise = jax.vmap(draw, out_axes=(0, 1))(keys)
     state, chunk = rollout.step(params, state, text_kv, noise, renoise)
     return state, chunk.latents, rollout.policy.fill(state.cache, start, num_frames)
 
@@ -49,13 +56,25 @@ encode_text = jax.jit(wan_dit.encode_text, static_argnums=1)
 
 
 # Apart from the chunk's program: a codec may need another program for the first frame.
-@functools.partial(jax.jit, static_argnames=("codec",), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("codec", "layout"), donate_argnames=("state",))
 def decode_chunk(
-    codec: Codec, params: Any, latents: Latents, state: Any
+    codec: Codec, params: Any, latents: Latents, state: Any, layout: Layout = ONE_DEVICE
 ) -> tuple[UInt8[Array, "B f H W 3"], Any]:
-    """The next latents to pixels, and the codec's memory after them."""
-    frames, state = codec.decode(params, latents, state)
-    return to_uint8(frames), state
+    """The next latents to pixels, and the codec's memory after them.
+
+    On a mesh every chip of a video decodes it, so that nothing crosses between chips.
+    """
+
+    def decode(params, latents, state):
+        frames, state = codec.decode(params, latents, state)
+        return to_uint8(frames), state
+
+    if layout.mesh is not None:
+        specs = (P(), P(DATA), P(DATA))
+        decode = jax.shard_map(
+            decode, mesh=layout.mesh, in_specs=specs, out_specs=P(DATA), check_vma=False
+        )
+    return decode(params, latents, state)
 
 
 @functools.partial(jax.jit, static_argnames=("codec",), donate_argnames=("state",))
@@ -79,6 +98,23 @@ def chunks_for(seconds: float, model: VideoModel, chunks_made: int = 0) -> int:
     # The first chunk of some codecs has fewer frames than the others.
     more = lambda chunks: pixels(chunks_made + chunks) - pixels(chunks_made)
     return bisect.bisect_left(range(1, 2**31), frames, key=more) + 1
+
+
+def latent_shape(model: VideoModel) -> tuple[int, ...]:
+    """(F, Y, X, C) of one video's chunk."""
+    return model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim
+
+
+def embed(model: VideoModel, prompt: str) -> Float[np.ndarray, "Tt text_dim"]:
+    """The prompt as the model takes it: with rows of zeros, as the model pads too.
+
+    Prompts of any length are then one program.
+
+    Raises:
+      ValueError: the prompt cannot be read.
+    """
+    text = np.asarray(model.embed_text(prompt), np.float32)
+    return np.pad(text, ((0, max(0, model.config.text_len - len(text))), (0, 0)))
 
 
 class Session:
@@ -121,9 +157,8 @@ class Session:
         self._rollout = Rollout(model.config, model.rollout, policy)
         chunks = [] if prefix is None else prefix_chunks(prefix, model)
         self._rollout.check_length(len(chunks) * model.rollout.frames_per_chunk)
-        text = _pad(np.asarray(model.embed_text(prompt), np.float32), model.config.text_len)
-        self._text_kv = encode_text(model.params, model.config, text[None])
-        self._key = jax.random.key(seed)
+        self._text_kv = encode_text(model.params, model.config, embed(model, prompt)[None])
+        self._keys = jax.random.key(seed)[None]
         dtype = wan_dit.param_dtype(model.params)
         self._state = self._rollout.init(1, model.latent_size, dtype)
         self._decoder_state = model.codec.init_state(1, *model.latent_size)
@@ -184,9 +219,8 @@ class Session:
         return make_chunk.lower(*self._arguments()).compile()
 
     def _arguments(self) -> tuple[Any, ...]:
-        model = self.model
-        shape = (1, model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim)
-        return self._rollout, shape, model.params, self._state, self._text_kv, self._key
+        shape, params = latent_shape(self.model), self.model.params
+        return self._rollout, shape, params, self._state, self._text_kv, self._keys
 
     def _chunks(self, count: int) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
         for _ in range(count):
@@ -225,8 +259,3 @@ class Session:
             )
             shown.append(self._decode(latents))
         return np.concatenate(shown)
-
-
-def _pad(text: Float[np.ndarray, "Tt D"], length: int) -> Float[np.ndarray, "padded D"]:
-    """With rows of zeros, as the model pads too: prompts of any length are then one program."""
-    return np.pad(text, ((0, max(0, length - len(text))), (0, 0)))

@@ -1,0 +1,159 @@
+"""A list of prompts becomes a folder of videos, on any mesh and however often it is stopped."""
+
+import os
+import shlex
+from pathlib import Path
+
+import av
+import jax
+import numpy as np
+import pytest
+
+import vidcache_jax as vj
+from tests.test_readme import blocks
+from tests.toy import toy_model
+from vidcache_jax import loading
+from vidcache_jax.cli import main
+from vidcache_jax.commands.generate import GenerateArgs, job_of
+from vidcache_jax.sampling import job as job_module
+from vidcache_jax.sampling.batch import generate_batch, own_videos
+from vidcache_jax.sampling.job import SETTINGS
+from vidcache_jax.sampling.rollout import Rollout
+from vidcache_jax.sampling.session import embed
+from vidcache_jax.sharding import Layout, make_mesh, parse_mesh
+
+POLICY = vj.SlidingWindow(window_size=7, sink_size=2)
+PROMPTS = ("a red circle bounces", "a blue square circles", "a red elephant", "a pink cross",
+           "a red circle bounces")  # fmt: skip
+MESH = "data=4,heads=2"
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch, tmp_path):
+    """The toy model by name, no compilation cache on disk, and a folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "MODELS", {**loading.MODELS, "toy": toy_model})
+    monkeypatch.setattr(
+        "vidcache_jax.commands.generate.enable_compilation_cache", lambda folder: None
+    )
+
+
+def run(tmp_path: Path, *options: str, prompts: tuple[str, ...] = PROMPTS) -> int:
+    """The README's command, with a small model."""
+    (tmp_path / "prompts.txt").write_text("\n\n".join(prompts))
+    program, *command = shlex.split(blocks()["prompts-command"])
+    assert program == "vidcache" and MESH in command
+    small = ("--model", "toy", "--seconds", "0.7", "--window-size", "7", "--sink-size", "2")
+    return main([*command, *small, *options])
+
+
+def said(capsys) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+def videos_in(folder: Path) -> dict[str, np.ndarray]:
+    found = {}
+    for path in sorted(folder.glob("*.mp4")):
+        with av.open(str(path)) as container:
+            frames = container.decode(video=0)
+            found[path.name] = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+    return found
+
+
+def test_a_video_does_not_depend_on_mesh_or_neighbours():
+    """Each is what a session makes of the same noise alone on one device."""
+    layout = Layout(make_mesh(**parse_mesh(MESH), devices=jax.devices()))
+    model, prompts, numbers = toy_model(), PROMPTS[:2] * 2, np.array([5, 2, 0, 1])
+    texts = np.stack([embed(model, prompt) for prompt in prompts])
+    rollout = Rollout(model.config, model.rollout, POLICY, layout)
+    divided = loading.load_model("toy", layout=layout)
+    chunks = list(generate_batch(divided, rollout, texts, numbers, seed=7, num_chunks=3))
+    # Of all chips of a video one hands it over.
+    assert {len(shard.data) for shard in chunks[0].frames.addressable_shards} == {1}
+    for place in (0, 3):
+        session = vj.Session(model, POLICY, prompt=prompts[place])
+        session._keys = jax.random.fold_in(jax.random.key(7), numbers[place])[None]
+        for chunk, frames in zip(chunks, session.generate(9 / 8), strict=True):
+            # Sums over heads are taken in another order.
+            np.testing.assert_allclose(chunk.latents[place], session.latents, rtol=0, atol=2e-5)
+            assert abs(own_videos(chunk.frames)[place].astype(int) - frames).max() <= 1
+
+
+def test_interrupted_continued_extended(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        yield next(generate(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    assert run(tmp_path) == 1
+    printed = said(capsys)
+    assert "5 of 5 videos are to be made, 2 chunks each" in printed
+    assert "no video of prompt 2, 'a red elephant': unknown words" in printed
+    folder = tmp_path / "videos"
+    made = videos_in(folder)
+    assert list(made) == ["0000-a-red-circle-bounces.mp4", "0001-a-blue-square-circles.mp4",
+                          "0003-a-pink-cross.mp4", "0004-a-red-circle-bounces.mp4"]  # fmt: skip
+    assert {frames.shape[0] for frames in made.values()} == {6}
+    assert (made["0000-a-red-circle-bounces.mp4"] != made["0004-a-red-circle-bounces.mp4"]).any()
+
+    (folder / "0001-a-blue-square-circles.mp4").unlink()
+    (folder / ".0001-a-blue-square-circles.mp4.partial").mkdir()  # of a process that was killed
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.mp4")}
+    generate = job_module.generate_batch
+    monkeypatch.setattr(job_module, "generate_batch", interrupted)
+    assert run(tmp_path) == 130
+    assert "interrupted; the same command goes on" in said(capsys)
+    assert len(videos_in(folder)) == 3 and not list(folder.glob(".*"))
+
+    monkeypatch.setattr(job_module, "generate_batch", generate)
+    longer = (*PROMPTS, "a green triangle drifts left")
+    assert run(tmp_path, prompts=longer) == 1
+    assert "3 of 6 videos are to be made" in said(capsys)
+    again = videos_in(folder)
+    assert len(again) == 5 and not list(folder.glob(".*"))
+    for name, frames in made.items():
+        np.testing.assert_array_equal(again[name], frames)
+    for name, time in before.items():
+        assert (folder / name).stat().st_mtime_ns == time
+
+    assert run(tmp_path, "--seed", "1") == 2
+    assert "holds videos of another job, which differs in seed" in said(capsys)
+    assert run(tmp_path, prompts=PROMPTS[1:]) == 2
+    assert "differs in prompts" in said(capsys)
+    (folder / SETTINGS).write_text("[]")
+    assert run(tmp_path) == 2
+    assert "job.json is damaged" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mesh", "data=3"], "takes 3 devices, but there are 8"),
+        (["--mesh", "heads=8"], "2 attention heads do not divide over heads = 8"),
+        (["--mesh", "width=8"], "'width=8' is not one of data=N"),
+        (["--prompt", "a red circle"], "--prompt is for one video; leave it out"),
+        (["--contact-sheet", "a.png"], "--contact-sheet is for one video"),
+        (["--policy", "full", "--capacity", "3"], "holds 3 latent frames"),
+        (["--prompts", os.devnull], "has no prompt; write one a line"),
+        (["--prompts", "/none.txt"], "cannot read prompts from /none.txt"),
+        (["--out", "/dev/null"], "/dev/null"),
+    ],
+)
+def test_bad_input_is_one_clear_error(tmp_path, capsys, options, message):
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
+    given = ["--prompts", "prompts.txt", "--seconds", "0.7", "--model", "toy"]
+    assert main(["generate", *given, *options]) == 2
+    assert message in said(capsys)
+    assert not (tmp_path / "videos").exists()
+
+
+def test_options_of_jobs_need_prompts(capsys):
+    assert main(["generate", "--model", "toy", "--mesh", MESH]) == 2
+    assert "--mesh is for several videos; give --prompts as well" in said(capsys)
+
+
+def test_by_default_each_device_makes_its_own_video(tmp_path):
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
+    job = job_of(GenerateArgs(prompts=tmp_path / "prompts.txt", model="toy"), POLICY, [])
+    assert job.rollout.layout.mesh is not None
+    assert dict(job.rollout.layout.mesh.shape) == {"data": 8, "sequence": 1, "heads": 1}
+    assert job.folder == Path("videos")
