@@ -2,6 +2,11 @@
 
 import os
 import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -26,6 +31,37 @@ POLICY = vj.SlidingWindow(window_size=7, sink_size=2)
 PROMPTS = ("a red circle bounces", "a blue square circles", "a red elephant", "a pink cross",
            "a red circle bounces")  # fmt: skip
 MESH = "data=4,heads=2"
+ROOT = Path(__file__).parents[2]
+PROCESS = """
+import os, signal, sys, time
+from pathlib import Path
+from tests.toy import toy_model
+from vidcache_jax import cli, loading
+from vidcache_jax.sampling import job
+
+def killed_after_the_first(*args, **kwargs):
+    while batches and not list(Path("videos").glob("*.mp4")):
+        time.sleep(0.02)
+    if batches:
+        os.kill(os.getpid(), signal.SIGKILL)
+    batches.append(args)
+    return generate(*args, **kwargs)
+
+batches, generate = [], job.generate_batch
+fate, *command = sys.argv[1:]
+if fate == "killed":
+    job.generate_batch = killed_after_the_first
+loading.MODELS = {"toy": toy_model}
+sys.exit(cli.main(command))
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Programs that compile sooner and run for a second."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)
@@ -124,9 +160,60 @@ def test_interrupted_continued_extended(tmp_path, capsys, monkeypatch):
     assert "job.json is damaged" in said(capsys)
 
 
+def start_processes(*fates: str) -> list[subprocess.Popen[str]]:
+    """One job in several processes of one device each, which divide the heads."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    small = ("--model", "toy", "--seconds", "0.7", "--window-size", "7", "--sink-size", "2")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, fate, "generate", *small, "--prompts", "prompts.txt",
+             "--mesh", f"heads={len(fates)}", "--compilation-cache", "compiled", "--distributed",
+             "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(len(fates)),
+             "--process-id", str(number)],
+            stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for number, fate in enumerate(fates)
+    ]  # fmt: skip
+
+
+def test_two_processes_one_of_which_is_killed(tmp_path):
+    """The other says so and ends, what is finished stays, and the same command goes on."""
+    prompts = (PROMPTS[0], PROMPTS[2], PROMPTS[3])
+    assert run(tmp_path, prompts=prompts) == 1
+    expected = videos_in(tmp_path / "videos")
+    shutil.rmtree(tmp_path / "videos")
+
+    survivor, victim = start_processes("whole", "killed")
+    _, printed = victim.communicate(timeout=240)
+    assert victim.returncode == -signal.SIGKILL, printed
+    _, printed = survivor.communicate(timeout=60)
+    assert survivor.returncode == 3, printed
+    printed = " ".join(printed.split())
+    assert "process 0 of 2 cannot go on" in printed and "start the same command again" in printed
+    first, second = expected
+    assert videos_in(tmp_path / "videos").keys() == {first}
+    assert not list((tmp_path / "videos").glob(".*"))
+    before = (tmp_path / "videos" / first).stat().st_mtime_ns
+
+    for number, process in enumerate(start_processes("whole", "whole")):
+        _, printed = process.communicate(timeout=240)
+        assert process.returncode == 1, printed
+        assert ("2 of 3 videos are to be made" in printed) == (number == 0)
+    assert (tmp_path / "videos" / first).stat().st_mtime_ns == before
+    made = videos_in(tmp_path / "videos")
+    for name in (first, second):
+        # Heads are divided otherwise here.
+        assert abs(made[name].astype(int) - expected[name]).mean() < 0.1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--process-id", "1"], "--process-id is for several hosts; add --distributed"),
         (["--mesh", "data=3"], "takes 3 devices, but there are 8"),
         (["--mesh", "heads=8"], "2 attention heads do not divide over heads = 8"),
         (["--mesh", "width=8"], "'width=8' is not one of data=N"),

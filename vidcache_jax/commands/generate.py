@@ -20,6 +20,7 @@ from vidcache_jax.commands.policy_option import (
     take_policy_name,
     with_policy_options,
 )
+from vidcache_jax.commands.processes import join_processes, leave_processes, loss_of
 from vidcache_jax.loading import load_model
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.contact_sheet import ContactSheet
@@ -52,6 +53,15 @@ class GenerateArgs:
     shard_weights: bool = False
     """With --mesh, keep the weights in parts, gathered layer by layer; for models too large for a
     device."""
+    distributed: bool = False
+    """With --prompts, on several hosts: run this command on each, and they share the work. How they
+    meet is found on TPU pods and under Slurm; elsewhere give the next three."""
+    coordinator: str | None = None
+    """With --distributed, HOST:PORT of process 0, the same everywhere."""
+    num_processes: int | None = None
+    """With --distributed, how many processes there are."""
+    process_id: int | None = None
+    """With --distributed, which of them this one is, from 0."""
     prefix: Path | None = None
     """An image or video to begin with; it is scaled and cropped to the model's size. Whole chunks
     count: the latest frames that fill some, or the first frame repeated in front to fill one."""
@@ -115,7 +125,11 @@ class Timing:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns the exit status."""
+    """Runs the command; returns the exit status.
+
+    0 if all was made; 1 if some prompts could not be read, 2 for impossible options or files, 3 if
+    another process of the job was lost, 130 after Ctrl-C.
+    """
     console = Console(stderr=True)
     try:
         policy_name, rest = take_policy_name(argv)
@@ -123,14 +137,24 @@ def main(argv: list[str]) -> int:
         args = tyro.cli(args_type, args=rest, prog="vidcache generate", registry=FILE_OPTIONS)
         enable_compilation_cache(args.compilation_cache)
         check_options(args)
+        if args.distributed:
+            join_processes(args.coordinator, args.num_processes, args.process_id)
         if args.prompts is not None:
-            return make_videos(job_of(args, args.policy, rest), console)
-        is_complete = generate(args, args.policy, rest, console)
+            status = make_videos(job_of(args, args.policy, rest), console)
+        else:
+            status = 0 if generate(args, args.policy, rest, console) else 130
     except (ValueError, OSError) as error:
         message = "\n".join([str(error), *getattr(error, "__notes__", [])])
         console.print(f"vidcache generate: {message}", style="red", markup=False, highlight=False)
-        return 2
-    return 0 if is_complete else 130
+        status = 2
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        console.print(f"vidcache generate: {loss_of(error)}", markup=False, highlight=False)
+        status = 3
+    if status not in (0, 1) and jax.distributed.is_initialized():
+        leave_processes(status)
+    return status
 
 
 def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console: Console) -> bool:
@@ -145,8 +169,7 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
     begun = 0 if prefix is None else len(prefix_chunks(prefix, model))
     num_chunks = chunks_for(args.seconds, model, begun)
     num_latents = (begun + num_chunks) * model.rollout.frames_per_chunk
-    states_capacity = any(option.startswith("--capacity") for option in given)
-    policy = fitted(policy, states_capacity, num_latents, model)
+    policy = fitted(policy, _states_capacity(given), num_latents, model)
     session = Session(model, policy, prompt=args.prompt, seed=args.seed, prefix=prefix)
     chunks = session.generate(args.seconds)
     chunk_ends, is_complete, written = [time.perf_counter()], True, []
@@ -203,12 +226,20 @@ def check_options(args: GenerateArgs) -> None:
     default = GenerateArgs()
     changed = lambda name: getattr(args, name) != getattr(default, name)
     if args.prompts is None:
-        unused, remedy = ("mesh", "shard_weights"), "give --prompts as well"
+        unused = ("mesh", "shard_weights", "distributed")
+        remedy = "give --prompts as well"
     else:
         unused, remedy = ("prompt", "prefix", "contact_sheet"), "leave it out with --prompts"
     for name in filter(changed, unused):
         which = "several videos" if args.prompts is None else "one video"
         raise ValueError(f"--{name.replace('_', '-')} is for {which}; {remedy}")
+    for name in filter(changed, ("coordinator", "num_processes", "process_id")):
+        if not args.distributed:
+            raise ValueError(f"--{name.replace('_', '-')} is for several hosts; add --distributed")
+
+
+def _states_capacity(given: list[str]) -> bool:
+    return any(option.startswith("--capacity") for option in given)
 
 
 def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
@@ -223,7 +254,7 @@ def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
     layout = Layout(make_mesh(**sizes, devices=devices), args.shard_weights)
     model = _load(args, layout)
     num_latents = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
-    policy = fitted(policy, given, num_latents, model)
+    policy = fitted(policy, _states_capacity(given), num_latents, model)
     return Job(
         model=model,
         rollout=Rollout(model.config, model.rollout, policy, layout),

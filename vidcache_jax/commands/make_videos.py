@@ -2,6 +2,7 @@
 
 import time
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -11,11 +12,14 @@ from vidcache_jax.sampling.job import Failure, Job, open_job, run_job
 def make_videos(job: Job, console: Console) -> int:
     """Makes the videos that are missing; returns the exit status.
 
+    Of several processes the first speaks for all.
+
     0 if every prompt has its video, 1 if some could not be read, 130 after Ctrl-C.
 
     Raises:
       ValueError: the job is impossible. OSError: the folder or a video cannot be written.
     """
+    console = console if jax.process_index() == 0 else Console(quiet=True)
     say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
     todo, count = open_job(job), len(job.prompts)
     say(f"{len(todo)} of {count} videos are to be made, {job.num_chunks} chunks each")

@@ -185,6 +185,8 @@ def _make(job: Job, batch: list[Prompt], on_chunk: Callable[[int], None]) -> Non
                 if place not in videos:
                     videos[place] = files.enter_context(_whole_video(job, numbers[place]))
                 videos[place].write(frames)
+            # A process that writes nothing must not run ahead of the others.
+            jax.block_until_ready(chunk.frames)
             on_chunk(len(batch))
 
 
