@@ -27,6 +27,7 @@ from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sampling.session import embed
 from vidcache_jax.sharding import Layout, make_mesh, parse_mesh
 
+pytestmark = pytest.mark.usefixtures("quick")
 POLICY = vj.SlidingWindow(window_size=7, sink_size=2)
 PROMPTS = ("a red circle bounces", "a blue square circles", "a red elephant", "a pink cross",
            "a red circle bounces")  # fmt: skip
@@ -54,14 +55,6 @@ if fate == "killed":
 loading.MODELS = {"toy": toy_model}
 sys.exit(cli.main(command))
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Programs that compile sooner and run for a second."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)
