@@ -249,9 +249,7 @@ def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
       ValueError: an option is impossible. OSError: a file cannot be read.
     """
     prompts = read_prompt_file(args.prompts or Path())
-    devices = jax.devices()
-    sizes = parse_mesh(args.mesh) if args.mesh else {DATA: len(devices)}
-    layout = Layout(make_mesh(**sizes, devices=devices), args.shard_weights)
+    layout = _layout(args)
     model = _load(args, layout)
     num_latents = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
     policy = fitted(policy, _states_capacity(given), num_latents, model)
@@ -265,6 +263,14 @@ def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
         folder=args.out or Path("videos"),
         comment=_made_by(args, model, policy),
     )
+
+
+def _layout(args: GenerateArgs) -> Layout:
+    devices = jax.devices()
+    if args.mesh is None and len(devices) == 1:
+        return ONE_DEVICE
+    sizes = {DATA: len(devices)} if args.mesh is None else parse_mesh(args.mesh)
+    return Layout(make_mesh(**sizes, devices=devices), args.shard_weights)
 
 
 def _load(args: GenerateArgs, layout: Layout) -> VideoModel:

@@ -217,7 +217,11 @@ def _check_possible(job: Job) -> None:
     rollout.check_length(job.num_chunks * model.rollout.frames_per_chunk)
     dtype = wan_dit.param_dtype(model.params)
     size = rollout.layout.size(DATA)
-    jax.eval_shape(lambda: jax.tree.leaves(rollout.empty(size, model.latent_size, dtype)))
+    try:
+        jax.eval_shape(lambda: jax.tree.leaves(rollout.empty(size, model.latent_size, dtype)))
+    except ValueError as error:
+        # Without the note on its own frames that JAX adds to errors of what it traces.
+        raise ValueError(str(error)) from error
 
 
 def _check_same_everywhere(job: Job) -> None:
