@@ -170,7 +170,7 @@ def start_processes(*fates: str) -> list[subprocess.Popen[str]]:
     return [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, fate, "generate", *small, "--prompts", "prompts.txt",
-             "--mesh", f"heads={len(fates)}", "--compilation-cache", "compiled", "--distributed",
+             "--mesh", f"heads={len(fates)}", "--distributed",
              "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(len(fates)),
              "--process-id", str(number)],
             stderr=subprocess.PIPE, text=True, env=environment,

@@ -135,10 +135,10 @@ def main(argv: list[str]) -> int:
         policy_name, rest = take_policy_name(argv)
         args_type = with_policy_options(GenerateArgs, policy_name)
         args = tyro.cli(args_type, args=rest, prog="vidcache generate", registry=FILE_OPTIONS)
-        enable_compilation_cache(args.compilation_cache)
         check_options(args)
         if args.distributed:
             join_processes(args.coordinator, args.num_processes, args.process_id)
+        enable_compilation_cache(args.compilation_cache)
         if args.prompts is not None:
             status = make_videos(job_of(args, args.policy, rest), console)
         else:
