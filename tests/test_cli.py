@@ -19,6 +19,8 @@ from vidcache_jax.cli import main
 from vidcache_jax.loading import load_model
 from vidcache_jax.models.fingerprint import fingerprint
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture(autouse=True)
 def restore_compilation_cache():
