@@ -32,10 +32,10 @@ from vidcache_jax.lab.figures import (
     policy_figure,
     video_figure,
     write_tables,
-    write_text,
 )
 from vidcache_jax.lab.runs import run_all, unfinished
 from vidcache_jax.metrics.table import METRICS
+from vidcache_jax.sampling.output_file import write_text
 from vidcache_jax.sampling.session import chunks_for
 from vidcache_jax.tiny.suite import prompt_of, told_scenes
 

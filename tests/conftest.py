@@ -28,6 +28,14 @@ def _programs_of_a_file_go_with_it():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def quick():
+    """For files whose programs run for a second: machine code unoptimised, compiled sooner."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file that takes longest first, so that no process is left alone with it at the end."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")

@@ -23,6 +23,8 @@ from vidcache_jax.commands.policy_option import with_policy_options
 from vidcache_jax.loading import load_model
 from vidcache_jax.models.fingerprint import fingerprint
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture(autouse=True)
 def restore_compilation_cache():

@@ -5,6 +5,7 @@ import json
 import shutil
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from checkpoints_convert.__main__ import main as convert
 from tests import pipelines
 from vidcache_jax.checkpoint import CheckpointError, restore_params
 from vidcache_jax.checkpoint.info import INFO_NAME
+from vidcache_jax.sharding import Layout, make_mesh
 from vidcache_jax.testing import assert_close
 
 PROMPT = "a red fox runs through the snow"
@@ -50,6 +52,18 @@ def test_the_model_and_its_settings(folder):
     assert (model.latent_size, model.frame_size) == ((8, 12), (16, 24))
     assert model.params["patch_embedding"]["proj"]["kernel"].dtype == jnp.bfloat16
     assert model.codec.num_pixel_frames(3) == 5
+
+
+def test_parameters_are_loaded_where_a_layout_wants_them(folder):
+    """The same ones, of the divided kernels a quarter on each of four devices."""
+    mesh = make_mesh(data=2, heads=4, devices=jax.devices())
+    whole, divided = load(folder), load(folder, layout=Layout(mesh, shard_weights=True))
+    jax.tree.map(np.testing.assert_array_equal, divided.params, whole.params)
+    jax.tree.map(np.testing.assert_array_equal, divided.codec_params, whole.codec_params)
+    kernel = divided.params["blocks"]["ffn_0"]["kernel"]
+    assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 4}
+    leaves = jax.tree.leaves((divided.params, divided.codec_params))
+    assert all(leaf.sharding.mesh == mesh for leaf in leaves)
 
 
 def test_prompts_are_embedded_as_transformers_does(folder):

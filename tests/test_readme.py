@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,8 @@ def run(command: str, folder: Path) -> str:
 def test_every_block_is_run_by_a_test():
     """The test command itself is what .ci/run runs; adding a block means adding it here."""
     using = {"generate-command", "generate-example", "python-example", "pipeline-command",
-             "convert-command", "profile-command", "compare-command"}  # fmt: skip
+             "convert-command", "profile-command", "compare-command",
+             "prompts-command", "tpu-pod-command"}  # fmt: skip
     parts = ("bench", "bench-prompts", "bench-tether", "bench-heads", "bench-ispa", "bench-wan",
              "study-ispa", "future")  # fmt: skip
     measuring = {f"{part}-command" for part in parts}
@@ -178,6 +180,25 @@ def test_future_commands_run_in_small(tmp_path):
     assert re.search(r"│ evict, stride 2 +│ +[\d.]+ +│", printed), printed
     printed = run(f"{script(minutes)} --seconds 1", tmp_path)
     assert re.search(r"│ future-forcing +│ +[\d.]+%? +│", printed), printed
+
+
+def test_tpu_pod_command_gives_every_worker_the_same_command(tmp_path, monkeypatch):
+    """With a gcloud that runs what it is given here, and a vidcache that says what it was given."""
+    for name, script in (
+        ("gcloud", 'printf "%s\\n" "${@:1:7}"; bash -c "${8#--command=}"'),
+        ("vidcache", 'printf "%s\\n" "$@"'),
+    ):
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    command = blocks()["tpu-pod-command"].replace("\\\n", "")
+    command = command.replace("scripts/", f"{ROOT}/scripts/")
+    given = shlex.split(command)[3:]
+    asked = ["bash", "-euc", f'{command.strip()} --prefix "it\'s two"']
+    printed = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout
+    gcloud = ["compute", "tpus", "tpu-vm", "ssh", "my-slice", "--zone=us-east5-a", "--worker=all"]
+    vidcache = ["generate", "--distributed", *given, "--prefix", "it's two"]
+    assert printed.splitlines() == [*gcloud, *vidcache]
 
 
 @pytest.mark.slow

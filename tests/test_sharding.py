@@ -136,6 +136,31 @@ def test_with_weights_in_parts():
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 
 
+def test_under_pmap_over_prompts():
+    """The step as it is, one video on each of two devices."""
+    policy, chunks = SMALL["sliding-window"], 2
+    rollout = Rollout(CASE.config, CONFIG, policy)
+    leaves, treedef = jax.tree.flatten(rollout.init(1, CASE.latent_size, jnp.float32))
+
+    def step(leaves, text_kv, *noise):
+        state = jax.tree.unflatten(treedef, leaves)
+        state, result = rollout.step(CASE.params, state, text_kv, *noise)
+        return jax.tree.leaves(state), result.latents
+
+    # [.. B ..] -> [device, .. B = 1 ..]
+    each = lambda x, axis: np.stack(np.split(np.asarray(x), CASE.batch, axis))
+    text_kv = jax.tree.map(lambda x: each(x, 1), CASE.text_kv)
+    mapped, latents = jax.pmap(step, devices=jax.devices()[: CASE.batch]), []
+    leaves = [np.stack([leaf] * CASE.batch) for leaf in leaves]
+    for i in range(chunks):
+        noise = each(CASE.latents(2 * i, CASE.batch, 3), 0)
+        renoise = each(CASE.latents(2 * i + 1, STEPS - 1, CASE.batch, 3), 1)
+        leaves, made = mapped(leaves, text_kv, noise, renoise)
+        latents.append(made[:, 0])
+    expected, *_ = run(policy, Layout())
+    np.testing.assert_allclose(np.stack(latents), expected[:chunks], rtol=0, atol=2e-5)
+
+
 def traffic(hlo: str) -> collections.Counter:
     """(kind, bytes) of each collective -> times."""
     counted = collections.Counter()

@@ -27,7 +27,9 @@ from vidcache_jax.checkpoint.reader import dit_config
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models import umt5
 from vidcache_jax.models.video_model import VideoModel
+from vidcache_jax.models.wan_dit import abstract_params
 from vidcache_jax.models.wan_vae import WanVAE, WanVAEConfig
+from vidcache_jax.sharding import ONE_DEVICE, Layout
 from vidcache_jax.text import EmbeddingCache, PromptTokenizer, TextEncoder, load_tokenizer
 
 FRAMES_PER_SECOND = 16.0
@@ -42,6 +44,7 @@ def load_pipeline(
     rollout: Mapping[str, Any] | None = None,
     dtype: Any = None,
     embedding_cache: str | Path | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> VideoModel:
     """A text-to-video model from the folder that ``python -m checkpoints_convert`` made.
 
@@ -53,6 +56,7 @@ def load_pipeline(
       dtype: of the DiT's parameters, in which it computes; by default as they were converted.
       embedding_cache: folder in which embeddings of prompts are kept. With it the text encoder is
         loaded only for a new prompt, without it for every prompt; it is never kept in memory.
+      layout: where the parameters go; each process reads only what its own chips hold.
 
     Raises:
       CheckpointError: a part is missing, damaged or of another pipeline; the model is not causal,
@@ -73,14 +77,18 @@ def load_pipeline(
     if embedding_cache is not None:
         identity = _identity(infos[TEXT_ENCODER], infos[TOKENIZER], config.text_len)
         cache = EmbeddingCache(Path(embedding_cache), identity)
-    params, _, _ = load_checkpoint(folder / DIT, dtype=dtype)
+    on_mesh = layout.mesh is not None
+    sharding = layout.params(abstract_params(config, jnp.float32)) if on_mesh else None
+    params, _, _ = load_checkpoint(folder / DIT, dtype=dtype, sharding=sharding)
+    codec_like = vae.abstract_params(infos[VAE].dtype)
+    codec_sharding = layout.named() if on_mesh else None
     return VideoModel(
         name=folder.resolve().name,
         config=config,
         params=params,
         rollout=settings,
         codec=vae,
-        codec_params=restore_params(folder / VAE, vae.abstract_params(infos[VAE].dtype)),
+        codec_params=restore_params(folder / VAE, codec_like, sharding=codec_sharding),
         embed_text=PromptEmbedder(
             folder=folder / TEXT_ENCODER,
             config=text_config,

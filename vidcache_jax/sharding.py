@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -170,6 +171,12 @@ class Layout:
 
         return jax.tree_util.tree_map_with_path(part, params)
 
+    def spread(self, tree: Any, *axes: str) -> Any:
+        """Arrays on the mesh, whole or with the leading axes divided over mesh axes."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        return jax.tree.map(lambda leaf: to_chips(leaf, self.named(*axes)), tree)
+
     def named(self, *axes: Any) -> NamedSharding:
         """Sharding that divides the leading array axes over mesh axes (None: not)."""
         if self.mesh is None:
@@ -185,6 +192,12 @@ class Layout:
 
 
 ONE_DEVICE = Layout()
+
+
+def to_chips(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has, to the chips of them all: each takes its own part."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def _constrained(tree: Any, shardings: Sequence[Any]) -> Any:

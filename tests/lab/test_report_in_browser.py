@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.test_report import page  # noqa: F401, a fixture
-from vidcache_jax.lab.figures import write_text
+from vidcache_jax.sampling.output_file import write_text
 
 webengine = pytest.importorskip(
     "PySide6.QtWebEngineCore",

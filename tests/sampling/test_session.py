@@ -15,6 +15,7 @@ from tests.toy import toy_model, toy_wan_model
 from vidcache_jax.models.codec import to_uint8
 from vidcache_jax.sampling.session import chunks_for
 
+pytestmark = pytest.mark.usefixtures("quick")
 PROMPT = "a red circle bounces"
 POLICIES = {
     "full": vj.FullCache(capacity=150),

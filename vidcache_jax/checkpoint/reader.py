@@ -25,8 +25,8 @@ def load_checkpoint(
       folder: as written by ``checkpoints_convert``.
       dtype: of the parameters; by default the one they were written in.
       sharding: a `jax.sharding.Sharding` for all parameters, or a tree of them like the
-        parameters; by default everything goes to the first device. Each device reads only its
-        own part.
+        parameters; by default everything goes to this process's first device. Each device reads
+        only its own part.
 
     Raises:
       CheckpointError: the folder is no converted DiT, or damaged.
@@ -63,7 +63,7 @@ def restore_params(folder: str | Path, abstract: Params, *, sharding: Any = None
       CheckpointError: names or shapes on disk are others, or the folder is damaged.
     """
     if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = by_path(abstract)
     if isinstance(sharding, jax.sharding.Sharding):
         shardings = dict.fromkeys(wanted, sharding)

@@ -12,10 +12,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
 from vidcache_jax.commands.policy_text import read_policy
 from vidcache_jax.lab.comparison import Comparison, Run, read_prompts
-from vidcache_jax.lab.figures import write_text
 from vidcache_jax.lab.outputs import write_outputs
 from vidcache_jax.lab.runs import Failure, run_all, unfinished
 from vidcache_jax.loading import load_model
+from vidcache_jax.sampling.output_file import write_text
 from vidcache_jax.sampling.session import chunks_for
 
 SETTINGS = "comparison.json"

@@ -1,10 +1,11 @@
-"""Text to a playable mp4, written while it is being made."""
+"""Text to a playable mp4, written while it is being made; or a list of texts to as many."""
 
 import contextlib
 import dataclasses
 import time
 from pathlib import Path
 
+import jax
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -12,24 +13,30 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from vidcache_jax import __version__
 from vidcache_jax.cache import CachePolicy
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
+from vidcache_jax.commands.make_videos import make_videos
 from vidcache_jax.commands.policy_option import (
     FILE_OPTIONS,
     fitted,
     take_policy_name,
     with_policy_options,
 )
+from vidcache_jax.commands.processes import join_processes, leave_processes, loss_of
 from vidcache_jax.loading import load_model
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.contact_sheet import ContactSheet
 from vidcache_jax.sampling.frame_sink import FrameSink
+from vidcache_jax.sampling.job import Job, read_prompt_file
 from vidcache_jax.sampling.prefix import Video, prefix_chunks, read_prefix
+from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sampling.session import Session, chunks_for
 from vidcache_jax.sampling.writer import VideoWriter
+from vidcache_jax.sharding import DATA, ONE_DEVICE, Layout, make_mesh, parse_mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateArgs:
-    """Generate a video from a prompt, chunk by chunk, writing it while it is being made.
+    """Generate a video from a prompt, chunk by chunk, writing it while it is being made; with
+    --prompts, a folder of videos.
 
     --policy NAME decides what the model remembers; the options of the policy in use are listed
     below, those of another by --policy NAME --help. Without any option a demo is made.
@@ -37,6 +44,24 @@ class GenerateArgs:
 
     prompt: str = "a red circle bounces in the meadow, camera still"
     """What to show; the built-in model answers an unknown word with its vocabulary."""
+    prompts: Path | None = None
+    """A file of prompts, one a line, for a folder of videos: one each, with its own noise. The same
+    command goes on where it was after an interruption, and with prompts added at the end."""
+    mesh: str | None = None
+    """With --prompts, how the devices are used, such as data=4,heads=2: four videos at once, each
+    by two devices. By default each device makes its own video."""
+    shard_weights: bool = False
+    """With --mesh, keep the weights in parts, gathered layer by layer; for models too large for a
+    device."""
+    distributed: bool = False
+    """With --prompts, on several hosts: run this command on each, and they share the work. How they
+    meet is found on TPU pods and under Slurm; elsewhere give the next three."""
+    coordinator: str | None = None
+    """With --distributed, HOST:PORT of process 0, the same everywhere."""
+    num_processes: int | None = None
+    """With --distributed, how many processes there are."""
+    process_id: int | None = None
+    """With --distributed, which of them this one is, from 0."""
     prefix: Path | None = None
     """An image or video to begin with; it is scaled and cropped to the model's size. Whole chunks
     count: the latest frames that fill some, or the first frame repeated in front to fill one."""
@@ -44,8 +69,9 @@ class GenerateArgs:
     """Length of what is generated, after the prefix; rounded up to whole chunks."""
     seed: int = 0
     """Of all noise: the same seed makes the same video."""
-    out: Path = Path("video.mp4")
-    """The mp4 to write; an existing file is replaced when the new one is complete."""
+    out: Path | None = None
+    """The mp4 to write, by default video.mp4; an existing file is replaced when the new one is
+    complete. With --prompts the folder, by default videos."""
     contact_sheet: Path | None = None
     """Also write a picture (.png) of frames over time."""
     model: str = "tiny"
@@ -99,18 +125,36 @@ class Timing:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; returns the exit status."""
+    """Runs the command; returns the exit status.
+
+    0 if all was made; 1 if some prompts could not be read, 2 for impossible options or files, 3 if
+    another process of the job was lost, 130 after Ctrl-C.
+    """
     console = Console(stderr=True)
     try:
         policy_name, rest = take_policy_name(argv)
         args_type = with_policy_options(GenerateArgs, policy_name)
         args = tyro.cli(args_type, args=rest, prog="vidcache generate", registry=FILE_OPTIONS)
-        is_complete = generate(args, args.policy, rest, console)
+        check_options(args)
+        if args.distributed:
+            join_processes(args.coordinator, args.num_processes, args.process_id)
+        enable_compilation_cache(args.compilation_cache)
+        if args.prompts is not None:
+            status = make_videos(job_of(args, args.policy, rest), console)
+        else:
+            status = 0 if generate(args, args.policy, rest, console) else 130
     except (ValueError, OSError) as error:
         message = "\n".join([str(error), *getattr(error, "__notes__", [])])
         console.print(f"vidcache generate: {message}", style="red", markup=False, highlight=False)
-        return 2
-    return 0 if is_complete else 130
+        status = 2
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        console.print(f"vidcache generate: {loss_of(error)}", markup=False, highlight=False)
+        status = 3
+    if status not in (0, 1) and jax.distributed.is_initialized():
+        leave_processes(status)
+    return status
 
 
 def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console: Console) -> bool:
@@ -120,14 +164,12 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
       ValueError: an option is impossible. OSError: a file cannot be written.
     """
     started = time.perf_counter()
-    enable_compilation_cache(args.compilation_cache)
-    model = _load(args)
+    model = _load(args, ONE_DEVICE)
     prefix = None if args.prefix is None else _read_prefix(args.prefix, model, console)
     begun = 0 if prefix is None else len(prefix_chunks(prefix, model))
     num_chunks = chunks_for(args.seconds, model, begun)
     num_latents = (begun + num_chunks) * model.rollout.frames_per_chunk
-    states_capacity = any(option.startswith("--capacity") for option in given)
-    policy = fitted(policy, states_capacity, num_latents, model)
+    policy = fitted(policy, _states_capacity(given), num_latents, model)
     session = Session(model, policy, prompt=args.prompt, seed=args.seed, prefix=prefix)
     chunks = session.generate(args.seconds)
     chunk_ends, is_complete, written = [time.perf_counter()], True, []
@@ -175,9 +217,65 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
     return is_complete
 
 
-def _load(args: GenerateArgs) -> VideoModel:
+def check_options(args: GenerateArgs) -> None:
+    """Refuses options that would have no effect.
+
+    Raises:
+      ValueError: one is for a single video and another for several.
+    """
+    default = GenerateArgs()
+    changed = lambda name: getattr(args, name) != getattr(default, name)
+    if args.prompts is None:
+        unused = ("mesh", "shard_weights", "distributed")
+        remedy = "give --prompts as well"
+    else:
+        unused, remedy = ("prompt", "prefix", "contact_sheet"), "leave it out with --prompts"
+    for name in filter(changed, unused):
+        which = "several videos" if args.prompts is None else "one video"
+        raise ValueError(f"--{name.replace('_', '-')} is for {which}; {remedy}")
+    for name in filter(changed, ("coordinator", "num_processes", "process_id")):
+        if not args.distributed:
+            raise ValueError(f"--{name.replace('_', '-')} is for several hosts; add --distributed")
+
+
+def _states_capacity(given: list[str]) -> bool:
+    return any(option.startswith("--capacity") for option in given)
+
+
+def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
+    """The job that the arguments ask for.
+
+    Raises:
+      ValueError: an option is impossible. OSError: a file cannot be read.
+    """
+    prompts = read_prompt_file(args.prompts or Path())
+    layout = _layout(args)
+    model = _load(args, layout)
+    num_latents = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
+    policy = fitted(policy, _states_capacity(given), num_latents, model)
+    return Job(
+        model=model,
+        rollout=Rollout(model.config, model.rollout, policy, layout),
+        prompts=prompts,
+        seed=args.seed,
+        seconds=args.seconds,
+        scale=_scale(args, model),
+        folder=args.out or Path("videos"),
+        comment=_made_by(args, model, policy),
+    )
+
+
+def _layout(args: GenerateArgs) -> Layout:
+    devices = jax.devices()
+    if args.mesh is None and len(devices) == 1:
+        return ONE_DEVICE
+    sizes = {DATA: len(devices)} if args.mesh is None else parse_mesh(args.mesh)
+    return Layout(make_mesh(**sizes, devices=devices), args.shard_weights)
+
+
+def _load(args: GenerateArgs, layout: Layout) -> VideoModel:
     if args.checkpoint is None:
-        return load_model(args.model)
+        return load_model(args.model, layout=layout)
     names = ("frames_per_chunk", "denoise_timesteps", "timestep_shift")
     return load_model(
         args.checkpoint,
@@ -185,6 +283,7 @@ def _load(args: GenerateArgs) -> VideoModel:
         width=args.width,
         rollout={name: x for name in names if (x := getattr(args, name)) is not None},
         embedding_cache=args.embedding_cache.expanduser(),
+        layout=layout,
     )
 
 
@@ -208,12 +307,16 @@ def _scale(args: GenerateArgs, model: VideoModel) -> int:
 
 def _video(args: GenerateArgs, model: VideoModel, policy: CachePolicy) -> VideoWriter:
     return VideoWriter(
-        args.out,
+        args.out or Path("video.mp4"),
         fps=model.frames_per_second,
         scale=_scale(args, model),
         title=args.prompt,
-        comment=f"vidcache_jax {__version__}: {model.name}, {policy}, seed {args.seed}",
+        comment=_made_by(args, model, policy),
     )
+
+
+def _made_by(args: GenerateArgs, model: VideoModel, policy: CachePolicy) -> str:
+    return f"vidcache_jax {__version__}: {model.name}, {policy}, seed {args.seed}"
 
 
 def _cache(session: Session) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import vidcache_jax
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
+from vidcache_jax.sampling.job import read_prompt_file
+from vidcache_jax.sampling.output_file import slug
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,11 +105,6 @@ class Comparison:
         )
 
 
-def slug(text: str, length: int = 40) -> str:
-    """Lower-case words joined by hyphens, for file names that one can read."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-")
-
-
 def digest(settings: Any) -> str:
     """Eight hexadecimal digits of settings that JSON can hold."""
     text = json.dumps(settings, sort_keys=True)
@@ -123,15 +119,5 @@ def read_prompts(given: tuple[str, ...]) -> tuple[str, ...]:
     """
     prompts: list[str] = []
     for text in given:
-        if not text.endswith(".txt"):
-            prompts.append(text)
-            continue
-        try:
-            lines = Path(text).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read prompts from {text}: {error}") from error
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
-            raise ValueError(f"{text} has no prompt; write one a line")
-        prompts += found
+        prompts += read_prompt_file(Path(text)) if text.endswith(".txt") else (text,)
     return tuple(prompts)

@@ -20,7 +20,7 @@ from vidcache_jax.lab.result import Result
 from vidcache_jax.lab.runs import is_finished, run_folder
 from vidcache_jax.metrics import series
 from vidcache_jax.metrics.table import METRICS
-from vidcache_jax.sampling import output_file
+from vidcache_jax.sampling.output_file import write_text
 
 Finished = Sequence[tuple[Run, Result]]
 Row = Mapping[str, str | int | float]
@@ -201,17 +201,6 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Raises OSError if it cannot be written; an older file then stays as it was."""
-    path, partial = output_file.reserve(path, path.suffix)
-    try:
-        partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        output_file.discard(partial)
-        raise output_file.cannot_write(path, error) from error
-    output_file.publish(partial, path)
 
 
 def _who(run: Run) -> Row:

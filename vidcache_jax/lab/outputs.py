@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidcache_jax.lab import report, result, side_by_side, vbench
-from vidcache_jax.lab.comparison import Comparison, Run, digest, slug
-from vidcache_jax.lab.figures import finished, write_tables, write_text
+from vidcache_jax.lab.comparison import Comparison, Run, digest
+from vidcache_jax.lab.figures import finished, write_tables
 from vidcache_jax.lab.runs import Failure, is_finished, run_folder
+from vidcache_jax.sampling.output_file import slug, write_text
 
 
 def write_outputs(

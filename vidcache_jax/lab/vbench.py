@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from vidcache_jax.lab import result
-from vidcache_jax.lab.comparison import Comparison, digest, slug
-from vidcache_jax.lab.figures import write_text
+from vidcache_jax.lab.comparison import Comparison, digest
 from vidcache_jax.lab.runs import is_finished, run_folder
+from vidcache_jax.sampling.output_file import slug, write_text
 
 RESULTS = "*_eval_results.json"
 _CLIP = re.compile(r"_(\d+)\.mp4$")

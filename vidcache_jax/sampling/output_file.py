@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from pathlib import Path
 
 # Enough to notice a full disk before an hour of sampling rather than after it.
@@ -69,6 +70,26 @@ def discard(partial: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> OSError:
     """One clear line for an operating system's refusal; raise it from `error`."""
     return OSError(f"cannot write {path}: {error.strerror}; choose another place")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file, whole or not at all.
+
+    Raises:
+      OSError: it cannot be written; an older file then stays as it was.
+    """
+    path, partial = reserve(path, path.suffix)
+    try:
+        partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        discard(partial)
+        raise cannot_write(path, error) from error
+    publish(partial, path)
+
+
+def slug(text: str, length: int = 40) -> str:
+    """Lower-case words joined by hyphens, for file names that one can read."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].strip("-")
 
 
 def _create_beside(path: Path) -> Path:

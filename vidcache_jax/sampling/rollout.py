@@ -204,7 +204,7 @@ class Rollout:
 
 def chunk_noise(
     key: jax.Array, chunk_index: Array, num_steps: int, shape: tuple[int, ...]
-) -> tuple[Float[Array, "B F Y X C"], Float[Array, "later B F Y X C"]]:
+) -> tuple[Float[Array, " *shape"], Float[Array, " later *shape"]]:
     """A chunk's initial and fresh noise: one key per (seed, chunk, step).
 
     A resumed or re-sharded rollout therefore draws the same noise.

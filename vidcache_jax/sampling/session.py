@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vidcache_jax.array_typing import Latents, Params
 from vidcache_jax.cache.policy import CachePolicy
@@ -20,6 +21,7 @@ from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.prefix import prefix_chunks
 from vidcache_jax.sampling.rollout import Rollout, RolloutState, chunk_noise
+from vidcache_jax.sharding import DATA, ONE_DEVICE, Layout
 
 
 # Jitted at module level with hashable static arguments: sessions of equal settings share one
@@ -31,13 +33,15 @@ def make_chunk(
     params: Params,
     state: RolloutState,
     text_kv: wan_dit.TextKV,
-    key: jax.Array,
+    keys: Key[Array, " B"],
     index: Int[Array, ""],
 ) -> tuple[RolloutState, Latents, Float[Array, ""]]:
     """The one program of a chunk: noise, denoise passes, commit pass.
 
     Args:
-      index: number of the chunk in the video, from 0; says which noise it gets.
+      latent_shape: (F, Y, X, C) of one video.
+      keys: of each video's noise.
+      index: number of the chunk in the videos, from 0; says which noise it gets.
 
     Returns:
       The next state, the chunk's latents, and the share of the cache that holds visible tokens.
@@ -45,7 +49,8 @@ def make_chunk(
     start = state.next_frame
     num_frames = rollout.rollout.frames_per_chunk
     steps = len(rollout.rollout.denoise_timesteps)
-    noise, renoise = chunk_noise(key, index, steps, latent_shape)
+    draw = lambda key: chunk_noise(key, index, steps, latent_shape)
+    noise, renoise = jax.vmap(draw, out_axes=(0, 1))(keys)
     state, chunk = rollout.step(params, state, text_kv, noise, renoise)
     return state, chunk.latents, rollout.policy.fill(state.cache, start, num_frames)
 
@@ -55,13 +60,25 @@ encode_text = jax.jit(wan_dit.encode_text, static_argnums=1)
 
 
 # Apart from the chunk's program: a codec may need another program for the first frame.
-@functools.partial(jax.jit, static_argnames=("codec",), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("codec", "layout"), donate_argnames=("state",))
 def decode_chunk(
-    codec: Codec, params: Any, latents: Latents, state: Any
+    codec: Codec, params: Any, latents: Latents, state: Any, layout: Layout = ONE_DEVICE
 ) -> tuple[UInt8[Array, "B f H W 3"], Any]:
-    """The next latents to pixels, and the codec's memory after them."""
-    frames, state = codec.decode(params, latents, state)
-    return to_uint8(frames), state
+    """The next latents to pixels, and the codec's memory after them.
+
+    On a mesh every chip of a video decodes it, so that nothing crosses between chips.
+    """
+
+    def decode(params, latents, state):
+        frames, state = codec.decode(params, latents, state)
+        return to_uint8(frames), state
+
+    if layout.mesh is not None:
+        specs = (P(), P(DATA), P(DATA))
+        decode = jax.shard_map(
+            decode, mesh=layout.mesh, in_specs=specs, out_specs=P(DATA), check_vma=False
+        )
+    return decode(params, latents, state)
 
 
 @functools.partial(jax.jit, static_argnames=("codec",), donate_argnames=("state",))
@@ -85,6 +102,23 @@ def chunks_for(seconds: float, model: VideoModel, chunks_made: int = 0) -> int:
     # The first chunk of some codecs has fewer frames than the others.
     more = lambda chunks: pixels(chunks_made + chunks) - pixels(chunks_made)
     return bisect.bisect_left(range(1, 2**31), frames, key=more) + 1
+
+
+def latent_shape(model: VideoModel) -> tuple[int, ...]:
+    """(F, Y, X, C) of one video's chunk."""
+    return model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim
+
+
+def embed(model: VideoModel, prompt: str) -> Float[np.ndarray, "Tt text_dim"]:
+    """The prompt as the model takes it: with rows of zeros, as the model pads too.
+
+    Prompts of any length are then one program.
+
+    Raises:
+      ValueError: the prompt cannot be read.
+    """
+    text = np.asarray(model.embed_text(prompt), np.float32)
+    return np.pad(text, ((0, max(0, model.config.text_len - len(text))), (0, 0)))
 
 
 class Session:
@@ -138,7 +172,7 @@ class Session:
         chunks = [] if prefix is None else prefix_chunks(prefix, model)
         self._rollout.check_length(len(chunks) * per_chunk)
         self._text_kv = self._encode(prompt)
-        self._key = jax.random.key(seed)
+        self._keys = jax.random.key(seed)[None]
         self._state = self._empty()
         self._chunks_cached = 0
         self._recent = collections.deque[Latents](maxlen=recache_frames // per_chunk)
@@ -226,18 +260,16 @@ class Session:
 
     def _encode(self, prompt: str) -> wan_dit.TextKV:
         model = self.model
-        text = _pad(np.asarray(model.embed_text(prompt), np.float32), model.config.text_len)
-        return encode_text(model.params, model.config, text[None])
+        return encode_text(model.params, model.config, embed(model, prompt)[None])
 
     def _empty(self) -> RolloutState:
         dtype = wan_dit.param_dtype(self.model.params)
         return self._rollout.init(1, self.model.latent_size, dtype)
 
     def _arguments(self) -> tuple[Any, ...]:
-        model = self.model
-        shape = (1, model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim)
-        index = np.int32(self._chunks_made)
-        return self._rollout, shape, model.params, self._state, self._text_kv, self._key, index
+        shape, index = latent_shape(self.model), np.int32(self._chunks_made)
+        params = self.model.params
+        return self._rollout, shape, params, self._state, self._text_kv, self._keys, index
 
     def _chunks(self, count: int) -> Iterator[UInt8[np.ndarray, "f height width 3"]]:
         for _ in range(count):
@@ -283,8 +315,3 @@ class Session:
             self._commit(latents)
             shown.append(self._decode(latents))
         return np.concatenate(shown)
-
-
-def _pad(text: Float[np.ndarray, "Tt D"], length: int) -> Float[np.ndarray, "padded D"]:
-    """With rows of zeros, as the model pads too: prompts of any length are then one program."""
-    return np.pad(text, ((0, max(0, length - len(text))), (0, 0)))
