@@ -47,7 +47,7 @@ def test_every_block_is_run_by_a_test():
     using = {"generate-command", "generate-example", "python-example", "pipeline-command",
              "convert-command", "profile-command", "compare-command"}  # fmt: skip
     parts = ("bench", "bench-prompts", "bench-tether", "bench-heads", "bench-ispa", "bench-wan",
-             "study-ispa", "future")  # fmt: skip
+             "bench-machine", "bench-torch", "study-ispa", "future")  # fmt: skip
     measuring = {f"{part}-command" for part in parts}
     assert set(blocks()) == {"test-command", "training-command", *using, *measuring}
 
@@ -120,12 +120,30 @@ def test_bench_command_runs_in_small(tmp_path):
         ("bench-wan-command", "--grid 4 4 --rounds 1 --layers 0", "pass, small DiT +│ float32"),
         ("bench-ispa-command", "--no-computed --width 32", "the transition"),
         ("bench-heads-command", "--videos 1 --seconds 3", "head-forcing"),
+        ("bench-torch-command", "--rounds 1 --threads 1", "chunk"),
     ],
 )
 def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
     command = INSTALL.sub("", blocks()[name].strip())
     script = command.replace("scripts/", f"{ROOT}/scripts/")
     assert re.search(rf"│ {row} +│ +[\d.]+( ms|%)? +│", run(f"{script} {small}", tmp_path))
+
+
+@pytest.mark.slow
+def test_bench_machine_command_in_small(tmp_path):
+    """What it prints is what it writes, and that is consistent."""
+    small = "--rounds 1 --windows 3 6 --policies sliding-window:window_size=6,sink_size=0"
+    printed = run(f"{blocks()['bench-machine-command'].strip()} {small}", tmp_path)
+    found = json.loads((tmp_path / "bench.json").read_text())
+    (chunk,) = found["chunks"]
+    assert chunk["attended"] == 6 and chunk["frames"] == 3 and chunk["seconds"] > 0
+    share = chunk["flops"] / chunk["seconds"] / chunk["ceiling"]
+    overhead = chunk["seconds"] / chunk["window_seconds"] - 1
+    row = rf"│ sliding-window:.*│ 6 +│ {1e3 * chunk['seconds']:.2f} ms │ .*│ {share:.0%} +│ .*"
+    assert re.search(row + re.escape(f"│ {overhead:+.1%}"), printed), printed
+    assert [each["window"] for each in found["attention"]] == [3, 6]
+    assert found["left_out"].keys() == {"tpu", "gpu"}
+    assert found["others"]["first_chunk"] > found["others"]["decode"] > 0
 
 
 @pytest.mark.slow
