@@ -5,8 +5,6 @@ number, c // 3 with the row, c // 3 with the column (22, 21, 21 at H = 128); pai
 with n pairs turns by ``position * 10000^(-i/n)`` radians (Wan ``model.py``: ``rope_params``).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,20 +80,18 @@ def turn_by_products(
 ) -> Float[Array, "B N T H"]:
     """`turn_pairs` for TPUs, whose vector registers have no lanes to spare for an axis of two.
 
-    Neighbours change places and angles reach both of theirs by products with matrices of -1, 0
-    and 1: exact, as no sum has two terms. XLA takes up all else into the one that moves x.
+    Neighbours change places by a product with a matrix of -1, 0 and 1: exact, as no sum has two
+    terms. XLA takes up all else into that one operation.
     """
     channel = np.arange(x.shape[-1])
-    both = (channel[None] // 2 == np.arange(cos.shape[-1])[:, None]).astype(np.float32)
     # Row c, column c': channel c' takes -x[c] or x[c].
-    sign = np.where(channel % 2 == 0, -1.0, 1.0)
-    exchange = np.eye(x.shape[-1])[channel ^ 1] * sign
-    product = functools.partial(
-        jax.lax.dot_general,
-        dimension_numbers=(((x.ndim - 1,), (0,)), ((), ())),
+    exchange = np.eye(x.shape[-1])[channel ^ 1] * np.where(channel % 2 == 0, -1.0, 1.0)
+    partner = jax.lax.dot_general(
+        x,
+        jnp.asarray(exchange, x.dtype),
+        (((x.ndim - 1,), (0,)), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    partner = product(x, jnp.asarray(exchange, x.dtype))
-    cos, sin = (product(angle, jnp.asarray(both)) for angle in (cos, sin))
+    cos, sin = (jnp.repeat(angle, 2, axis=-1) for angle in (cos, sin))
     return x.astype(jnp.float32) * cos + partner * sin
