@@ -13,7 +13,7 @@ from vidcache_jax.ops.rope import (
     axis_pairs,
     integer_angles,
     rope_angles,
-    turn_by_products,
+    turn_by_product,
     turn_pairs,
 )
 from vidcache_jax.ops.rope import rotate as plain_rotate
@@ -142,9 +142,7 @@ def test_one_position_set_per_head():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_the_form_for_tpus_is_exact(dtype):
     x, angles = jnp.asarray(heads(6, 9, 128), dtype), jnp.asarray(heads(7, 9, 64, num_heads=1))
-    one, two = (
-        turn(x, jnp.cos(angles), jnp.sin(angles)) for turn in (turn_pairs, turn_by_products)
-    )
+    one, two = (turn(x, jnp.cos(angles), jnp.sin(angles)) for turn in (turn_pairs, turn_by_product))
     np.testing.assert_array_equal(one, two)
     lowered = jax.jit(plain_rotate).trace(x, positions(range(9))).lower(lowering_platforms=("tpu",))
     assert "dot_general" in lowered.as_text()

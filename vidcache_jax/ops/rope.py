@@ -60,7 +60,7 @@ def rotate(
     angles = rope_angles(positions, x.shape[-1])
     # Which device this will run on is known when it is lowered, not here.
     turned = jax.lax.platform_dependent(
-        x, jnp.cos(angles), jnp.sin(angles), tpu=turn_by_products, default=turn_pairs
+        x, jnp.cos(angles), jnp.sin(angles), tpu=turn_by_product, default=turn_pairs
     )
     return turned.astype(x.dtype)
 
@@ -75,7 +75,7 @@ def turn_pairs(
     return turned.reshape(x.shape)
 
 
-def turn_by_products(
+def turn_by_product(
     x: Float[Array, "B N T H"], cos: Float[Array, "#B G T pairs"], sin: Float[Array, "#B G T pairs"]
 ) -> Float[Array, "B N T H"]:
     """`turn_pairs` for TPUs, whose vector registers have no lanes to spare for an axis of two.
