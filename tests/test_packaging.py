@@ -29,6 +29,7 @@ LAYERS = (
     {"sampling"},
     {"profiling"},
     {"testing", "planning"},
+    {"benchmark"},
     {""},
     {"lab"},
     {"commands"},
@@ -37,7 +38,9 @@ LAYERS = (
 )
 # Nothing imports "testing" (it needs the test extra), and these parts know no model by name.
 MODELS_BY_NAME = {"tiny", "pipeline", "loading", "metrics"}
-HIDDEN = {part: MODELS_BY_NAME for part in ("sampling", "profiling", "testing", "planning")}
+HIDDEN = {
+    part: MODELS_BY_NAME for part in ("sampling", "profiling", "testing", "planning", "benchmark")
+}
 MAY_IMPORT = {
     part: set().union(*LAYERS[:row]) - HIDDEN.get(part, set()) - {"testing"}
     for row, parts in enumerate(LAYERS)

@@ -49,7 +49,7 @@ def test_every_block_is_run_by_a_test():
              "convert-command", "profile-command", "compare-command",
              "prompts-command", "tpu-pod-command"}  # fmt: skip
     parts = ("bench", "bench-prompts", "bench-tether", "bench-heads", "bench-ispa", "bench-wan",
-             "study-ispa", "future")  # fmt: skip
+             "bench-machine", "bench-torch", "study-ispa", "future")  # fmt: skip
     measuring = {f"{part}-command" for part in parts}
     assert set(blocks()) == {"test-command", "training-command", *using, *measuring}
 
@@ -121,6 +121,7 @@ def test_bench_command_runs_in_small(tmp_path):
         ("bench-tether-command", "--grid 1 2 --rounds 1", "released operations"),
         ("bench-wan-command", "--grid 4 4 --rounds 1 --layers 0", "pass, small DiT +│ float32"),
         ("bench-heads-command", "--videos 1 --seconds 3 --rounds 2", "head-forcing"),
+        ("bench-torch-command", "--rounds 1 --threads 1", "chunk"),
     ],
 )
 def test_other_bench_commands_run_in_small(tmp_path, name, small, row):
@@ -141,6 +142,23 @@ def test_bench_of_ispa_runs_in_small_and_the_peak_drops(tmp_path):
     assert freed > 50 and warm[2] - after[2] > 0.9 * freed, printed
     assert transition[2] < 1.05 * warm[2], printed
     assert re.search(r"│ afterwards +│ +\d+ +│ +[\d.]+ +│", printed), printed
+
+
+@pytest.mark.slow
+def test_bench_machine_command_in_small(tmp_path):
+    """What it prints is what it writes, and that is consistent."""
+    small = "--rounds 1 --windows 3 6 --policies sliding-window:window_size=6,sink_size=0"
+    printed = run(f"{blocks()['bench-machine-command'].strip()} {small}", tmp_path)
+    found = json.loads((tmp_path / "bench.json").read_text())
+    (chunk,) = found["chunks"]
+    assert chunk["attended"] == 6 and chunk["frames"] == 3 and chunk["seconds"] > 0
+    share = chunk["flops"] / chunk["seconds"] / chunk["ceiling"]
+    overhead = chunk["seconds"] / chunk["window_seconds"] - 1
+    row = rf"│ sliding-window:.*│ 6 +│ {1e3 * chunk['seconds']:.2f} ms │ .*│ {share:.0%} +│ .*"
+    assert re.search(row + re.escape(f"│ {overhead:+.1%}"), printed), printed
+    assert [each["window"] for each in found["attention"]] == [3, 6]
+    assert found["left_out"].keys() == {"tpu", "gpu"}
+    assert found["others"]["first_chunk"] > found["others"]["decode"] > 0
 
 
 @pytest.mark.slow

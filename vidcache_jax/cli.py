@@ -2,11 +2,12 @@
 
 import sys
 
-from vidcache_jax.commands import compare, export_vbench, generate, plan, profile_heads
+from vidcache_jax.commands import bench, compare, export_vbench, generate, plan, profile_heads
 
 COMMANDS = {
     "generate": generate,
     "compare": compare,
+    "bench": bench,
     "plan": plan,
     "profile-heads": profile_heads,
     "export-vbench": export_vbench,

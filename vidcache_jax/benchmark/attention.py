@@ -1,0 +1,76 @@
+"""A chunk's attention to cached keys, by each implementation that the device has."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidcache_jax.benchmark.ceilings import Product
+from vidcache_jax.benchmark.timing import medians
+from vidcache_jax.cache.state import CacheSpec
+from vidcache_jax.ops.attention import attention
+from vidcache_jax.ops.attention.table import IMPLEMENTATIONS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionTime:
+    """Attributes:
+    window: frames that count, of as many slots as the largest window has.
+    flops: of the product of queries and keys and that of weights and values.
+    ceiling: FLOP/s of a matrix product in the same turns.
+    """
+
+    implementation: str
+    window: int
+    seconds: float
+    flops: float
+    ceiling: float
+
+
+def measure_attention(
+    spec: CacheSpec, windows: Sequence[int], product: Product, rounds: int
+) -> tuple[list[AttentionTime], dict[str, str]]:
+    """One layer of a stack of two.
+
+    Returns:
+      The times, and why the implementations without one cannot do this here.
+    """
+    slots, tokens = max(windows), spec.tokens_per_frame
+    num_queries = spec.frames_per_chunk * tokens
+    make = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, spec.dtype)
+    heads = (spec.batch, spec.num_heads)
+    q = make(0, *heads, num_queries, spec.head_dim)
+    k, v = (make(seed, 2, *heads, slots * tokens, spec.head_dim) for seed in (1, 2))
+
+    def call(name: str, window: int):
+        counts = (jnp.arange(slots) < window)[None, None]
+        attend = jax.jit(functools.partial(_attend, name))
+        return lambda: attend(q, k, v, jnp.ones((), jnp.int32), counts)
+
+    calls, reasons = {}, {}
+    for name in IMPLEMENTATIONS:
+        try:
+            jax.block_until_ready(call(name, slots)())
+        except (NotImplementedError, ValueError) as error:
+            reasons[name] = str(error)
+        else:
+            calls |= {(name, window): call(name, window) for window in windows}
+    named = {str(key): each for key, each in calls.items()}
+    seconds = medians({"product": product.call, **named}, rounds)
+    return [
+        AttentionTime(
+            implementation=name,
+            window=window,
+            seconds=seconds[str((name, window))],
+            flops=4 * spec.batch * num_queries * window * tokens * spec.num_heads * spec.head_dim,
+            ceiling=product.rate(seconds["product"]),
+        )
+        for name, window in calls
+    ], reasons
+
+
+def _attend(name: str, q: Any, k: Any, v: Any, layer: Any, slots: Any) -> Any:
+    return attention(q, k, v, layer=layer, slots=slots, implementation=name).out

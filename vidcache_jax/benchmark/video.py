@@ -1,0 +1,51 @@
+"""The latents of a video, chunk by chunk: a `Session` without pixels, for any prompt."""
+
+import jax
+
+from vidcache_jax.array_typing import Latents
+from vidcache_jax.cache import CachePolicy
+from vidcache_jax.cache.policy import StackedPolicy
+from vidcache_jax.models import wan_dit
+from vidcache_jax.models.video_model import VideoModel
+from vidcache_jax.sampling.rollout import Rollout
+from vidcache_jax.sampling.session import encode_text, make_chunk
+
+
+class Video:
+    """One that is being made."""
+
+    def __init__(self, model: VideoModel, policy: CachePolicy):
+        config = model.config
+        self._model = model
+        self._rollout = Rollout(config, model.rollout, policy)
+        self._state = self._rollout.init(1, model.latent_size, wan_dit.param_dtype(model.params))
+        text = jax.random.normal(jax.random.key(0), (1, config.text_len, config.text_dim))
+        self._text_kv = encode_text(model.params, config, text)
+        self._frames_made = 0
+
+    @property
+    def policy(self) -> StackedPolicy:
+        """The one it began with, or what that has handed over to."""
+        return self._rollout.policy
+
+    @property
+    def cache_nbytes(self) -> int:
+        return wan_dit.cache_nbytes(self._state.cache)
+
+    def advance(self) -> Latents:
+        """The next chunk, as soon as it is dispatched."""
+        params, made = self._model.params, self._frames_made
+        self._rollout, self._state = self._rollout.advance(params, self._state, made)
+        self._state, latents, _ = make_chunk(*self._arguments())
+        self._frames_made += latents.shape[1]
+        return latents
+
+    def program(self) -> jax.stages.Compiled:
+        """That of the next chunk."""
+        return make_chunk.lower(*self._arguments()).compile()
+
+    def _arguments(self):
+        model = self._model
+        shape = (1, model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim)
+        key = jax.random.key(0)
+        return self._rollout, shape, model.params, self._state, self._text_kv, key
