@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import tyro
 from rich.console import Console
 
 import vidcache_jax as vj
+from vidcache_jax.cache import CachePolicy, HeadRoles
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
 from vidcache_jax.commands.policy_text import read_policy
 from vidcache_jax.lab.comparison import Comparison, Run
@@ -39,7 +40,8 @@ from vidcache_jax.sampling.output_file import write_text
 from vidcache_jax.sampling.session import chunks_for
 from vidcache_jax.tiny.suite import prompt_of, told_scenes
 
-# Budgets of 21 latent frames. A policy that is not named here joins as it is by default.
+# At most 21 latent frames, the chunk's own among them. A policy that is not named here joins as it
+# is by default.
 VARIANTS = {
     "full": (),  # remembers everything: no equal budget
     "sliding-window": ("sliding-window:sink_size=0", "sliding-window:sink_size=3"),
@@ -50,6 +52,23 @@ VARIANTS = {
         "tethercache:alpha=0",
         "tethercache:alpha=1",
     ),
+    "head-forcing": ("head-forcing",),
+    "future-forcing": (
+        "future-forcing",
+        "future-forcing:merge=False",
+        "future-forcing:score=sink_fifo",
+    ),
+    "ispa": (),  # below
+}
+_ISPA = vj.ISPA(vj.SlidingWindow(window_size=21, sink_size=3), warmup_frames=21)
+# What no option of the command line says.
+BUILT: dict[str, Callable[[HeadRoles], CachePolicy]] = {
+    "head-forcing, roles at random": lambda roles: vj.HeadForcing(roles.shuffled(0)),
+    "head-forcing, all heads memory": lambda roles: vj.HeadForcing(
+        roles.replaced("local", "memory").replaced("anchor", "memory")
+    ),
+    "ispa": lambda roles: _ISPA,
+    "ispa, no absorption": lambda roles: dataclasses.replace(_ISPA, absorb=False),
 }
 
 
@@ -85,6 +104,22 @@ CLAIMS = (
           "tethercache:alpha=0", "told_colours", "last_clip"),
     Claim("and better than diversity alone", "tethercache", "tethercache:alpha=1",
           "told_colours", "last_clip"),
+    Claim("Head Forcing's roles keep the subject better than roles at random", "head-forcing",
+          "head-forcing, roles at random", "told_colours", "last_clip"),
+    Claim("and better than the same memory for all heads", "head-forcing",
+          "head-forcing, all heads memory", "told_colours", "last_clip"),
+    Claim("Head Forcing's latents drift less than a window's with a sink", "head-forcing", _SINK,
+          "latent_std", "size_of_drift", -1),
+    Claim("Future Forcing's latents drift less than a window's with a sink", "future-forcing",
+          _SINK, "latent_std", "size_of_drift", -1),
+    Claim("its scores keep the place better than a sink and the latest tokens", "future-forcing",
+          "future-forcing:score=sink_fifo", "told_place", "last_clip"),
+    Claim("merging lessens drift against plain eviction", "future-forcing",
+          "future-forcing:merge=False", "latent_std", "size_of_drift", -1),
+    Claim("absorption lessens drift against dropping the same history", "ispa",
+          "ispa, no absorption", "latent_std", "size_of_drift", -1),
+    Claim("absorption keeps the subject better than dropping the same history", "ispa",
+          "ispa, no absorption", "told_colours", "last_clip"),
 )  # fmt: skip
 SHOWN = (
     ("told_place", "last_clip"), ("told_colours", "last_clip"), ("told_shapes", "mean"),
@@ -100,7 +135,7 @@ class Args:
     """What to run; the defaults are the whole study."""
 
     variants: tuple[str, ...] | None = None
-    """As in vidcache compare --policies; all of them by default."""
+    """As in vidcache compare --policies, or as the report names them; all by default."""
     videos: int = 32
     """The first of the 32 prompts."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -143,11 +178,17 @@ def main(args: Args) -> None:
 
 def comparison_of(args: Args) -> Comparison:
     model = vj.load_model("tiny")
+    roles = model.head_roles
+    assert roles is not None, "the built-in model has a table"
     named = [text for name in vj.POLICIES for text in VARIANTS.get(name, (name,))]
+    chosen = args.variants or (*named, *BUILT)
     frames = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
     return Comparison(
         model=model,
-        policies={text: read_policy(text, frames, model) for text in args.variants or named},
+        policies={
+            text: BUILT[text](roles) if text in BUILT else read_policy(text, frames, model)
+            for text in chosen
+        },
         prompts=tuple(prompt_of(*told) for told in told_scenes()[: args.videos]),
         seeds=args.seeds,
         seconds=args.seconds,

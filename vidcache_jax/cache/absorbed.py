@@ -28,6 +28,7 @@ from vidcache_jax.cache.state import (
     SlotCache,
 )
 from vidcache_jax.cache.tether_cache import TetherCache, TetherState
+from vidcache_jax.cache.working_copy import WorkingCopy, attend_copy_and_self, working_copy
 
 Base = SlidingWindow | FullCache | TetherCache
 """Policies of frames in slots, in which the first frames of a video can lie as they were made."""
@@ -71,6 +72,16 @@ class AbsorbedCache:
         return (held[0] * held[-2] + sinks[0] * sinks[-2]) / before
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PreparedAbsorbed:
+    """What the denoise passes of a chunk share."""
+
+    cache: AbsorbedCache
+    windows: WorkingCopy
+    """Of the F-layers, keys rotated."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AbsorbedISPA(StackedPolicy):
     """What `ISPA.advance` hands over to; a video does not begin with it.
@@ -85,22 +96,31 @@ class AbsorbedISPA(StackedPolicy):
     def max_frames(self) -> int | None:
         return self.base.max_frames
 
+    def prepare(
+        self, cache: AbsorbedCache, start_frame: FrameNumber, num_frames: int
+    ) -> PreparedAbsorbed:
+        read = lambda own: self.base.read(own, start_frame, num_frames)
+        return PreparedAbsorbed(cache, working_copy(read, cache.windows))
+
     def attend(
-        self, cache: AbsorbedCache, layer: LayerIndex, chunk: Chunk, num_frames: int
+        self, prepared: PreparedAbsorbed, layer: LayerIndex, chunk: Chunk, num_frames: int
     ) -> Attended:
+        cache, windows = prepared.cache, prepared.windows
+
         def one_video(video: Int[Array, ""]) -> Array:
             row, own = cache.row[layer, video], _video(chunk, video)
 
             def with_history() -> Array:
-                held = _take(cache.windows, row, video)
-                view = self.base.read(held, own.start_frame, num_frames)
-                return attend_past_and_self(own, view).out[0]
+                held = jax.tree.map(lambda leaf: leaf[None], _take(windows, row, video))
+                return attend_copy_and_self(own, held, jnp.zeros_like(row)).out[0]
 
+            # Positions are the same in all layers.
+            position = _take(windows.query_position, jnp.zeros_like(row), video)
             # A branch for each video, which one program for the batch could not take: no FLOP of
             # an L-layer goes to history.
             return jax.lax.cond(
                 cache.is_local[layer, video],
-                lambda: self._attend_locally(cache, row, video, own, num_frames),
+                lambda: _attend_locally(cache, row, video, own, position),
                 with_history,
             )
 
@@ -115,6 +135,9 @@ class AbsorbedISPA(StackedPolicy):
             row, own = cache.row[layer, video], _video(chunk, video)
             # For an L-layer any row will do (`dynamic_slice` clamps): its bits are put back.
             held = _take(windows, row, video)
+            # Positions are the same in all layers. Of this row nothing else is looked at.
+            any_row = _take(windows, jnp.zeros_like(row), video)
+            position = self.base.read(any_row, own.start_frame, num_frames).query_position
 
             def with_history() -> tuple[LayerCache, Array]:
                 updated = self.base.commit(held, own)
@@ -124,7 +147,7 @@ class AbsorbedISPA(StackedPolicy):
             # Branches over one row, not over the slab, which XLA would copy for them.
             updated, out = jax.lax.cond(
                 cache.is_local[layer, video],
-                lambda: (held, self._attend_locally(cache, row, video, own, num_frames)),
+                lambda: (held, _attend_locally(cache, row, video, own, position)),
                 with_history,
             )
             return _put(windows, row, video, updated), out
@@ -153,27 +176,24 @@ class AbsorbedISPA(StackedPolicy):
         sinks = cache.sinks.frame_index.size
         return (jnp.sum(visible) + sinks) / (visible.size + sinks)
 
-    def _attend_locally(
-        self,
-        cache: AbsorbedCache,
-        row: Int[Array, ""],
-        video: Int[Array, ""],
-        own: Chunk,
-        num_frames: int,
-    ) -> Float[Array, "N T H"]:
-        """Over sink and chunk: frame f of the sink at position f, the chunk where F-layers do."""
-        sink = _take(cache.sinks, row, video)
-        # Positions are the same in all layers. Of this row nothing else is looked at.
-        any_row = _take(cache.windows, jnp.zeros_like(row), video)
-        positions = self.base.read(any_row, own.start_frame, num_frames).query_position
-        view = CacheView(
-            k=sink.k,
-            v=sink.v,
-            position=slots.grid_positions(sink.frame_index, sink.grid),
-            visible=jnp.ones_like(sink.frame_index, bool)[:, None],
-            query_position=positions,
-        )
-        return attend_past_and_self(own, view).out[0]
+
+def _attend_locally(
+    cache: AbsorbedCache,
+    row: Int[Array, ""],
+    video: Int[Array, ""],
+    own: Chunk,
+    position: Int[Array, "B G T 3"],
+) -> Float[Array, "N T H"]:
+    """Over sink and chunk: frame f of the sink at position f, the chunk where F-layers have it."""
+    sink = _take(cache.sinks, row, video)
+    view = CacheView(
+        k=sink.k,
+        v=sink.v,
+        position=slots.grid_positions(sink.frame_index, sink.grid),
+        visible=jnp.ones_like(sink.frame_index, bool)[:, None],
+        query_position=position,
+    )
+    return attend_past_and_self(own, view).out[0]
 
 
 def layers_of_rows(
