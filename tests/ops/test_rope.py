@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from tests.models.wan_oracle import rope_factors
 from vidcache_jax.cache.slots import grid_positions
-from vidcache_jax.ops.rope import axis_pairs, integer_angles, rope_angles
+from vidcache_jax.ops.rope import (
+    axis_pairs,
+    integer_angles,
+    rope_angles,
+    turn_by_products,
+    turn_pairs,
+)
 from vidcache_jax.ops.rope import rotate as plain_rotate
 from vidcache_jax.testing import assert_close
 
@@ -131,6 +137,17 @@ def test_one_position_set_per_head():
     out = rotate(x, jnp.asarray(each))
     for head, frames in enumerate(([1, 2], [9, 4])):
         np.testing.assert_array_equal(out[:, head], rotate(x, positions(frames))[:, head])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_form_for_tpus_is_exact(dtype):
+    x, angles = jnp.asarray(heads(6, 9, 128), dtype), jnp.asarray(heads(7, 9, 64, num_heads=1))
+    one, two = (
+        turn(x, jnp.cos(angles), jnp.sin(angles)) for turn in (turn_pairs, turn_by_products)
+    )
+    np.testing.assert_array_equal(one, two)
+    lowered = jax.jit(plain_rotate).trace(x, positions(range(9))).lower(lowering_platforms=("tpu",))
+    assert "dot_general" in lowered.as_text()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

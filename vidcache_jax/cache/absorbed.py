@@ -7,6 +7,7 @@ two kinds lie in slabs of their own, so that what L-layers do not hold is not al
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ class AbsorbedISPA(StackedPolicy):
             row, own = cache.row[layer, video], _video(chunk, video)
 
             def with_history() -> Array:
-                held = jax.tree.map(lambda leaf: leaf[None], _take(windows, row, video))
+                held = _stack_of_one(windows, row, video)
                 return attend_copy_and_self(own, held, jnp.zeros_like(row)).out[0]
 
             # Positions are the same in all layers.
@@ -261,10 +262,15 @@ def split_layers(
 
 def _take(slab: LayerCache, row: Int[Array, ""], video: Int[Array, ""]) -> LayerCache:
     """One row of one video, as the cache of a layer with a batch of one."""
+    return jax.tree.map(lambda leaf: leaf[0], _stack_of_one(slab, row, video))
+
+
+def _stack_of_one(slab: Any, row: Int[Array, ""], video: Int[Array, ""]) -> Any:
+    """One row of one video: [1, 1, ...]"""
 
     def take(leaf: Array) -> Array:
         corner = (row, video, *(jnp.zeros((), jnp.int32),) * (leaf.ndim - 2))
-        return jax.lax.dynamic_slice(leaf, corner, (1, 1, *leaf.shape[2:]))[0]
+        return jax.lax.dynamic_slice(leaf, corner, (1, 1, *leaf.shape[2:]))
 
     return jax.tree.map(take, slab)
 

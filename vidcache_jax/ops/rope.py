@@ -56,29 +56,40 @@ def rope_angles(
 def rotate(
     x: Float[Array, "B N T H"], positions: Int[Array, "#B G T 3"]
 ) -> Float[Array, "B N T H"]:
-    """Turns each pair (x[2i], x[2i+1]) by its angle, in float32; returns x's dtype.
-
-    (x[2i], x[2i+1]) cos + (-x[2i+1], x[2i]) sin.
-    """
+    """Turns each pair (x[2i], x[2i+1]) by its angle, in float32; returns x's dtype."""
     angles = rope_angles(positions, x.shape[-1])
-    neighbour, both, signed = _pair_matrices(x.shape[-1])
-    cos, sin = _product(jnp.cos(angles), both), _product(jnp.sin(angles), signed)
-    swapped = _product(x, neighbour)
-    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin).astype(x.dtype)
+    # Which device this will run on is known when it is lowered, not here.
+    turned = jax.lax.platform_dependent(
+        x, jnp.cos(angles), jnp.sin(angles), tpu=turn_by_products, default=turn_pairs
+    )
+    return turned.astype(x.dtype)
 
 
-def _pair_matrices(head_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What rotation does within pairs, as products with matrices of 0, 1 and -1, which are exact.
+def turn_pairs(
+    x: Float[Array, "B N T H"], cos: Float[Array, "#B G T pairs"], sin: Float[Array, "#B G T pairs"]
+) -> Float[Array, "B N T H"]:
+    """(x[2i] cos - x[2i+1] sin, x[2i] sin + x[2i+1] cos), in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return turned.reshape(x.shape)
 
-    [H, H] swaps the channels of every pair; [pairs, H] gives both channels the value of their
-    pair, and [pairs, H] with a minus for the first. Slicing pairs apart instead would put an axis
-    of length 2 innermost, where a TPU has lanes for 128: six times as long, says its compiler.
+
+def turn_by_products(
+    x: Float[Array, "B N T H"], cos: Float[Array, "#B G T pairs"], sin: Float[Array, "#B G T pairs"]
+) -> Float[Array, "B N T H"]:
+    """`turn_pairs` for TPUs, which have lanes for 128 numbers where an axis of two would lie.
+
+    (x[2i], x[2i+1]) cos + (x[2i+1], x[2i]) (-sin, sin): neighbours change places, and both get the
+    angle of their pair, by products with matrices of -1, 0 and 1. They are exact, as no sum has two
+    terms. On a CPU XLA would copy the cache for them.
     """
-    channel = np.arange(head_dim)
-    both = np.equal(channel // 2, np.arange(head_dim // 2)[:, None])
-    sign = np.where(channel % 2, 1, -1)
+    channel = np.arange(x.shape[-1])
     neighbour = np.equal(channel ^ 1, channel[:, None])
-    return neighbour, both, both * sign
+    both = np.equal(channel // 2, np.arange(cos.shape[-1])[:, None])
+    sign = np.where(channel % 2, 1, -1)
+    swapped, cos, sin = _product(x, neighbour), _product(cos, both), _product(sin, both * sign)
+    return x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * sin
 
 
 def _product(x: Float[Array, "*rows m"], matrix: np.ndarray) -> Float[Array, "*rows n"]:
