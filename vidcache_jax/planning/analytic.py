@@ -73,13 +73,16 @@ def chunk_temporaries(rollout: Rollout, tokens: int, inputs: ChunkInputs, dtype:
 
     With t tokens on a chip (t' of a head group), d the width and f that of the feed-forward, b
     bytes a number and 4 in float32: residual and norm 8 t d, feed-forward 2 b t f, the four
-    of q, k, v and their result 4 (b + 4) t' d / heads; and one layer's keys, rotated.
+    of q, k, v and their result 4 (b + 4) t' d / heads; and the rotated copy of the cached keys of
+    all layers (`cache.working_copy`).
     """
     config, layout = rollout.config, rollout.layout
     size = jnp.dtype(dtype).itemsize
     own = tokens // layout.size(*MODEL_AXES)
     heads = tokens // layout.size(HEADS)
-    keys = max(nbytes_on_a_chip([leaf]) // config.num_layers for leaf in inputs.state)
+    # Of the state's arrays the keys, or the values, are the largest in the model's precision.
+    cached = [leaf for leaf in inputs.state if leaf.ndim == 5 and leaf.dtype == dtype]
+    keys = max(nbytes_on_a_chip([leaf]) for leaf in cached)
     return (
         8 * own * config.dim
         + 2 * size * own * config.ffn_dim
