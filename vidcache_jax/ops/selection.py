@@ -53,7 +53,7 @@ def descending(score: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
 
 
 def where_true(mask: Bool[Array, "B N S"], count: int) -> Int[Array, "B N count"]:
-    """The first ``count`` places where a mask is true, in order; then any where it is not."""
+    """The first ``count`` places: where a mask is true, then where it is not, each in order."""
     size = mask.shape[-1]
     place = jnp.arange(size, dtype=jnp.int32)
     # One operand and no ties: the least that can be sorted.
