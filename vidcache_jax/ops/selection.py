@@ -1,7 +1,7 @@
 """Choosing entries by rank without sorting them.
 
-A sort of many keys is what TPU programs take longest to compile: a minute for 12 x 28,080 tokens
-by (score, frame, place). Deciding bit by bit is one small loop.
+A sort of many keys is what TPU programs take longest to compile, and the longer the more operands
+it has. Deciding bit by bit is one small loop.
 """
 
 from collections.abc import Sequence

@@ -140,5 +140,6 @@ def column_means(
 
     groups = jnp.arange(num_queries // size * (horizon // steps), dtype=jnp.int32)
     zeros = jnp.zeros((batch, num_heads, horizon, num_keys), jnp.float32)
+    # XLA for TPUs would rather sum with heads next to tokens, and copy all of it afterwards.
     zeros = with_layout_constraint(zeros, Layout((0, 1, 2, 3)))
     return ColumnMeans(*jax.lax.scan(next_group, (zeros, zeros), groups)[0])
