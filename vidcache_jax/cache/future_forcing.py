@@ -231,8 +231,6 @@ class FutureForcing(CachePolicy):
             query = mean_of_frames(own)
         else:
             query = canonical_query(cache.recent)
-        # One after the other: XLA for TPUs would keep the proxies' sums while it makes these.
-        query, history = jax.lax.optimization_barrier((query, history))
         last = view.query_position[:, :, -cache.tokens.tokens_per_frame :]
         future = future_attention(
             query, last[:, :, :: self.proxy_token_stride], view, self.delta_max
