@@ -1,7 +1,7 @@
 """Choosing entries by rank without sorting them.
 
-A sort of many keys is what TPU programs take longest to compile: a minute for 12 x 28,080 tokens
-by (score, frame, place). Deciding bit by bit is one small loop.
+A sort of many keys is what TPU programs take longest to compile, and the longer the more operands
+it has. Deciding bit by bit is one small loop.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def descending(score: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
 
 
 def where_true(mask: Bool[Array, "B N S"], count: int) -> Int[Array, "B N count"]:
-    """The first ``count`` places where a mask is true, in order; then any where it is not."""
+    """The first ``count`` places: where a mask is true, then where it is not, each in order."""
     size = mask.shape[-1]
     place = jnp.arange(size, dtype=jnp.int32)
     # One operand and no ties: the least that can be sorted.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from jaxtyping import Array, Bool, Float, Int
 
+from vidcache_jax.ops.by_heads import by_heads
 from vidcache_jax.ops.implementations import named
 from vidcache_jax.ops.merge import ref
 
@@ -59,4 +60,5 @@ def merge_values(
     Raises:
       ValueError: no implementation has that name.
     """
-    return _chosen(implementation)[1](v, weight, source, target, is_merged)
+    merging = _chosen(implementation)[1]
+    return by_heads(merging, v, weight, source, target, is_merged)

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.ops.blocks import block_size
@@ -17,7 +18,7 @@ def route(
     rank: Int[Array, "B N R"],
     *,
     most_evicted: int = 256,
-    most_retained: int = 1024,
+    most_retained: int = 512,
 ) -> tuple[Int[Array, "B N E"], Float[Array, "B N E"]]:
     """Rank of ``argmax_r cos(evicted_e, retained_r)`` over the retained with one, and the cosine.
 
@@ -101,14 +102,11 @@ def _merge_head(
     is_merged = target < nowhere
 
     is_last = target != jnp.append(target[1:], nowhere)
-    group = jnp.cumsum(target != jnp.append(nowhere, target[:-1]), dtype=jnp.int32)
     given, own = jnp.where(is_merged, weight[:, source], 0.0), weight[:, target]
-    sums = jnp.zeros((given.shape[0], num_pairs + 1)).at[:, group].add(given)
-    total = own + sums[:, group]
+    size = block_size(num_pairs, most_pairs)
+    total = own + _sums_of_runs(given, target, size)
     share = lambda part, otherwise: jnp.where(total > 0, part / total, otherwise)
     c_source, c_target = jnp.mean(share(given, 0.0), axis=0), jnp.mean(share(own, 1.0), axis=0)
-
-    size = block_size(num_pairs, most_pairs)
 
     def next_block(carry, index: Array):
         v, last_target, last_sum = carry
@@ -117,8 +115,7 @@ def _merge_head(
         # `where`: an empty slot may hold NaN.
         parts = jnp.where(counts, of(c_source)[:, None] * v[of(source)].astype(jnp.float32), 0.0)
         # The sum over all pairs of the block with the same target, and what came before it.
-        is_same = (into[:, None] == into[None]).astype(jnp.float32)
-        sums = jnp.matmul(is_same, parts, precision=jax.lax.Precision.HIGHEST)
+        sums = _exact(_is_same(into), parts)
         sums += jnp.where((into == last_target)[:, None], last_sum, 0.0)
         own = of(c_target)[:, None] * v[into].astype(jnp.float32)
         written = jnp.where(of(is_last), into, nowhere)
@@ -128,3 +125,36 @@ def _merge_head(
     start = (v, nowhere, jnp.zeros(v.shape[1:], jnp.float32))
     (v, _, _), _ = jax.lax.scan(next_block, start, jnp.arange(num_pairs // size, dtype=jnp.int32))
     return v
+
+
+def _sums_of_runs(
+    x: Float[Array, "delta E"], label: Int[Array, " E"], size: int
+) -> Float[Array, "delta E"]:
+    """Of each entry, the sum over the run of equal labels that it is in, in blocks of ``size``.
+
+    A scatter into sums would do, but TPU programs sort its indices once more, and take long to
+    compile that.
+    """
+    labels, parts = label.reshape(-1, size), rearrange(x, "delta (n e) -> n delta e", e=size)
+    inside = jax.lax.map(lambda block: _exact(block[0], _is_same(block[1])), (parts, labels))
+
+    def from_blocks(edge: int) -> Float[Array, "n delta e"]:
+        """What the blocks before (edge -1) or after (0) add to the runs that reach into a block."""
+
+        def next_block(carry, block):
+            (last_label, last_sum), (own_labels, own_sums) = carry, block
+            more = jnp.where(own_labels == last_label, last_sum[:, None], 0.0)
+            return (own_labels[edge], (own_sums + more)[:, edge]), more
+
+        start = (label[0], jnp.zeros(x.shape[:1], x.dtype))
+        return jax.lax.scan(next_block, start, (labels, inside), reverse=edge == 0)[1]
+
+    return rearrange(inside + from_blocks(-1) + from_blocks(0), "n delta e -> delta (n e)")
+
+
+def _is_same(label: Int[Array, " e"]) -> Float[Array, "e e"]:
+    return (label[:, None] == label[None]).astype(jnp.float32)
+
+
+def _exact(x: Float[Array, "i j"], y: Float[Array, "j k"]) -> Float[Array, "i k"]:
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)

@@ -78,6 +78,16 @@ def column_means(
         rotated = rotate(rows, block_of(k_position, index, keys))
         return rotated.astype(q.dtype), block_of(visible, index, keys)[:, :, None]
 
+    def queries_at(own: Array, position: Array) -> Array:
+        # Block by block like the keys: what RoPE makes of a group in float32 is several times it.
+        rows = block_size(size, most_keys)
+
+        def next_rows(index: Array, rotated: Array) -> Array:
+            block = rotate(block_of(own, index, rows), block_of(position, index, rows))
+            return jax.lax.dynamic_update_slice_in_dim(rotated, block, index * rows, axis=2)
+
+        return jax.lax.fori_loop(0, size // rows, next_rows, jnp.zeros_like(own))
+
     def softmax_residuals(queries: Array) -> tuple[Array, Array]:
         def next_keys(carry, index):
             top, total = carry
@@ -99,7 +109,7 @@ def column_means(
         own, position = block_of(q, part, size), block_of(q_position, part, size)
         frames = jnp.pad(jnp.array(ahead, jnp.int32)[:, None], ((0, 0), (0, 2)))
         moved = [position + frames[step * steps + i][None, None, None] for i in range(steps)]
-        queries = jnp.concatenate([rotate(own, at) for at in moved], axis=2)
+        queries = jnp.concatenate([queries_at(own, at) for at in moved], axis=2)
         if attended is None:
             top, total = softmax_residuals(queries)
         else:
@@ -121,7 +131,8 @@ def column_means(
             def added(sum_, part):
                 part = jnp.where(is_visible, over_queries(part), 0.0)
                 before = jax.lax.dynamic_slice(sum_, corner, part.shape)
-                return jax.lax.dynamic_update_slice(sum_, before + part, corner)
+                sum_ = jax.lax.dynamic_update_slice(sum_, before + part, corner)
+                return with_layout_constraint(sum_, Layout((0, 1, 2, 3)))
 
             return (added(sums[0], weights), added(sums[1], z / num_queries)), None
 
@@ -129,4 +140,6 @@ def column_means(
 
     groups = jnp.arange(num_queries // size * (horizon // steps), dtype=jnp.int32)
     zeros = jnp.zeros((batch, num_heads, horizon, num_keys), jnp.float32)
+    # XLA for TPUs would rather sum with heads next to tokens, and copy all of it afterwards.
+    zeros = with_layout_constraint(zeros, Layout((0, 1, 2, 3)))
     return ColumnMeans(*jax.lax.scan(next_group, (zeros, zeros), groups)[0])
