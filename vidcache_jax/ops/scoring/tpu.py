@@ -65,7 +65,7 @@ def choose_tiling(num_queries: int, num_keys: int, head_dim: int, dtype: jnp.dty
     return Tiling(
         queries=_round_up(-(-num_queries // query_blocks), _SUBLANES),
         keys=min(keys, _round_up(num_keys, _LANES)),
-        piece=512,
+        piece=256,
     )
 
 
@@ -163,10 +163,9 @@ def column_sums(
     arrays = [q, k, table.astype(jnp.int32)[:, :, None]]
     if log_sum is not None:
         known = jnp.pad(log_sum, ((0, 0), (0, 0), padding), constant_values=jnp.inf)
-        specs.append(
-            pl.BlockSpec((None, None, tiling.queries, 1), lambda b, n, d, i, *_: (b, n, i, 0))
-        )
-        arrays.append(known[..., None])
+        log_sum_block = lambda b, n, d, i, *_: (b, n, i, 0, 0)
+        specs.append(pl.BlockSpec((None, None, None, 1, tiling.queries), log_sum_block))
+        arrays.append(known.reshape(batch, num_heads, query_blocks, 1, tiling.queries))
     statistic = pltpu.VMEM((tiling.queries, _LANES), jnp.float32)
     pairs = batch * num_heads * horizon * num_queries * num_keys
     sums = pl.pallas_call(
@@ -233,7 +232,8 @@ def _kernel(counts, q, k, visible, *rest, tiling: Tiling, num_queries: int, key_
 
         @pl.when(key_block == 0)
         def take():
-            top[...] = jnp.broadcast_to(known[0][...] * _LOG2_E, top.shape)
+            row = known[0][...] * _LOG2_E
+            top[...] = jnp.broadcast_to(row, (_LANES, tiling.queries)).T
 
     else:
 
