@@ -13,6 +13,7 @@ from vidcache_jax.ops.attention.check import is_sound
 from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.attention.ref import AttentionPart
 from vidcache_jax.ops.attention.table import IMPLEMENTATIONS, Implementation
+from vidcache_jax.ops.by_heads import compiler_axes
 from vidcache_jax.ops.implementations import named
 from vidcache_jax.sharding import HEADS, MODEL_AXES, SEQUENCE
 
@@ -71,7 +72,7 @@ def _best(q: Heads, keys: Keys, divided: str) -> AttentionPart:
         and each.reason_against(q, keys) is None
         and is_sound(name, each, q.shape[-1], q.dtype)
     }
-    axes = _compiler_axes()
+    axes = compiler_axes()
     if not kernels or (axes and axes != {*MODEL_AXES}):
         return xla.attention(q, keys)
 
@@ -80,14 +81,6 @@ def _best(q: Heads, keys: Keys, divided: str) -> AttentionPart:
         return jax.lax.platform_dependent(q, keys, default=xla.attention, **kernels)
 
     return _by_hand(attend, q, keys, axes, divided) if axes else attend(q, keys)
-
-
-def _compiler_axes() -> set[str]:
-    """Axes of the mesh over which the compiler divides, which it cannot do with a kernel."""
-    mesh = jax.sharding.get_abstract_mesh()
-    manual = jax.sharding.AxisType.Manual
-    pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return {name for name, kind in pairs if kind != manual}
 
 
 def _by_hand(attend: Callable, q: Heads, keys: Keys, axes: set[str], divided: str):
@@ -115,7 +108,7 @@ def _by_hand(attend: Callable, q: Heads, keys: Keys, axes: set[str], divided: st
 
 
 def _reason_against(implementation: Implementation, q: Heads, keys: Keys) -> str | None:
-    if implementation.platform is not None and (axes := _compiler_axes()):
+    if implementation.platform is not None and (axes := compiler_axes()):
         over = sorted(axes)
         return f"the compiler cannot divide a kernel over {over}; call it in a jax.shard_map"
     return implementation.reason_against(q, keys)

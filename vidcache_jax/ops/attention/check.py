@@ -1,15 +1,13 @@
 """Whether a kernel computes on this very device what it should; asked once, at start-up."""
 
-import functools
-import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidcache_jax.ops import soundness
 from vidcache_jax.ops.attention import xla
 from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.attention.table import IMPLEMENTATIONS, Implementation
@@ -34,56 +32,28 @@ def check_implementation(
       ``name``, or "xla" with a RuntimeWarning that says why, if it fails or disagrees.
     """
     if name is None:
-        here = (key for key, each in implementations.items() if each.platform == _platform())
+        platform = soundness.platform_here()
+        here = (key for key, each in implementations.items() if each.platform == platform)
         name = next(here, "xla")
     reason = _reason_against(implementations[name], head_dim, dtype)
     if reason is None:
         return name
-    _warn(name, reason)
+    soundness.warn("attention", name, reason)
     return "xla"
 
 
 def is_sound(name: str, implementation: Implementation, head_dim: int, dtype: Any) -> bool:
-    """Whether a kernel may be chosen: one for this device only if it agrees with "xla" on it.
-
-    The first answer for a head_dim and dtype takes compiling and running both. It is given while a
-    program is traced, so that nothing that attends can forget to ask.
-    """
-    if implementation.platform != _platform():
-        return True
-    return _is_sound(name, implementation, head_dim, jnp.dtype(dtype), jax.devices()[0].device_kind)
-
-
-@functools.cache
-def _is_sound(name: str, implementation: Implementation, head_dim: int, dtype: Any, _: str) -> bool:
-    # In a thread of its own nothing is being traced, and no mesh is in use.
-    with ThreadPoolExecutor(1) as thread:
-        reason = thread.submit(_reason_against, implementation, head_dim, dtype).result()
-    if reason is not None:
-        _warn(name, reason)
-    return reason is None
-
-
-def _platform() -> str:
-    """Of the default device, in the words of programs that are lowered."""
-    platform = jax.devices()[0].platform
-    return "cuda" if platform == "gpu" else platform
-
-
-def _warn(name: str, reason: str) -> None:
-    warnings.warn(f"attention on 'xla' instead of {name!r}: {reason}", RuntimeWarning, stacklevel=3)
+    """Whether a kernel may be chosen; see `soundness.is_sound`."""
+    return soundness.is_sound(
+        "attention", name, implementation.platform,
+        _reason_against, implementation, head_dim, jnp.dtype(dtype),
+    )  # fmt: skip
 
 
 def _reason_against(chosen: Implementation, head_dim: int, dtype: Any) -> str | None:
     q, keys = _sample(head_dim, dtype)
     reason = chosen.reason_against(q, keys)
-    if reason is None:
-        # Whatever goes wrong in a kernel, to compile and run it included, there is another way.
-        try:
-            reason = _disagreement(chosen, q, keys)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-    return reason
+    return reason or soundness.attempt(lambda: _disagreement(chosen, q, keys))
 
 
 def _sample(head_dim: int, dtype: Any) -> tuple[jax.Array, Keys]:

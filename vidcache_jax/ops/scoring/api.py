@@ -1,16 +1,20 @@
 """The one public scoring call and the choice of its implementation."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
+import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from vidcache_jax.array_typing import Heads
 from vidcache_jax.ops.attention import AttentionPart
-from vidcache_jax.ops.by_heads import by_heads
+from vidcache_jax.ops.by_heads import by_heads, compiler_axes
 from vidcache_jax.ops.implementations import named
 from vidcache_jax.ops.scoring import ref
-
-IMPLEMENTATIONS: Mapping[str, Callable[..., ref.ColumnMeans]] = {"xla": ref.column_means}
+from vidcache_jax.ops.scoring.check import is_sound
+from vidcache_jax.ops.scoring.ref import ColumnMeans
+from vidcache_jax.ops.scoring.table import IMPLEMENTATIONS, Implementation
+from vidcache_jax.sharding import HEADS, MODEL_AXES
 
 
 def column_means(
@@ -23,25 +27,70 @@ def column_means(
     *,
     ahead: tuple[int, ...] = (0,),
     implementation: str | None = None,
-) -> ref.ColumnMeans:
+) -> ColumnMeans:
     """Mean attention weight and mean logit of each of S keys over T queries; see `ref`.
 
+    On a mesh each chip scores the keys of its heads.
+
     Args:
-      q, k: un-rotated. Implementations rotate block by block, so that there is never a rotated
-        copy of the cache.
+      q, k: un-rotated. "xla" rotates block by block, "tpu" head by head.
       q_position, k_position: (frame, row, column) of each token, per head or for all.
-      visible: which keys exist; only they receive weight, the others get 0.
-      attended: of these queries over these keys, if known: its residuals save one of the two
-        passes.
+      visible: which keys exist; only they receive weight, the others get 0 and may hold anything.
+      attended: of these queries over these keys, if known, 0 frames ahead: its residuals save one
+        of the two passes.
       ahead: by how many frames the queries are moved, once for each of delta results.
-      implementation: a name in `IMPLEMENTATIONS`, or None for the best one supported.
+      implementation: "xla", "tpu" or None for the best one that can do this where it runs; a
+        kernel of this machine's device is checked first, once (`check`).
 
     Returns:
       Means [B, N, delta, S].
 
     Raises:
       ValueError: no implementation has that name.
+      NotImplementedError: the named implementation cannot do this; the message says why.
     """
-    chosen = named("scoring", IMPLEMENTATIONS, implementation or "xla")
-    scoring = functools.partial(chosen, ahead=ahead)
-    return by_heads(scoring, q, q_position, k, k_position, visible, attended)
+    chosen = _chosen(q, implementation)
+    # A kernel is called where every axis is mapped by hand: the compiler cannot divide it.
+    axes = {HEADS} if chosen is ref.column_means else compiler_axes()
+    score = functools.partial(chosen, ahead=ahead)
+    return by_heads(score, q, q_position, k, k_position, visible, attended, axes=axes)
+
+
+def _chosen(q: Heads, implementation: str | None) -> Callable[..., ColumnMeans]:
+    if implementation is None:
+        return _best(q)
+    chosen = named("scoring", IMPLEMENTATIONS, implementation)
+    if reason := _reason_against(chosen, q):
+        raise NotImplementedError(f"scoring on {implementation!r}: {reason}")
+    return chosen.score
+
+
+def _best(q: Heads) -> Callable[..., ColumnMeans]:
+    kernels = {
+        each.platform: each.score
+        for name, each in IMPLEMENTATIONS.items()
+        if each.platform is not None
+        and _reason_against(each, q) is None
+        and is_sound(name, each, q.shape[-1], q.dtype)
+    }
+    if not kernels:
+        return ref.column_means
+
+    def score(*arguments, ahead: tuple[int, ...]) -> ColumnMeans:
+        # Which device this will run on is known when it is lowered, not here.
+        default, *others = (
+            functools.partial(each, ahead=ahead) for each in (ref.column_means, *kernels.values())
+        )
+        return jax.lax.platform_dependent(
+            *arguments, default=default, **dict(zip(kernels, others, strict=True))
+        )
+
+    return score
+
+
+def _reason_against(implementation: Implementation, q: Heads) -> str | None:
+    axes = compiler_axes()
+    if implementation.platform is not None and axes not in (set(), {*MODEL_AXES}):
+        over = sorted(axes)
+        return f"the compiler cannot divide a kernel over {over}; call it in a jax.shard_map"
+    return implementation.reason_against(q)

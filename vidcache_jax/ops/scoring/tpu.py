@@ -1,0 +1,311 @@
+"""Attention column means for TPUs in Pallas (Mosaic); formulas in `ref`.
+
+    grid  (video, head, step ahead, block of queries, pass, block of keys)
+
+A block of queries meets all keys twice: once for its softmax residuals, once to add what it gives
+to the column sums, which stay on the chip for all blocks of queries of a step. Residuals never
+leave the chip, logits neither. Where the residuals are known there is one pass.
+
+Queries lie along sublanes and keys along lanes, so that column sums reduce over sublanes into
+rows. The running maximum and denominator of pass 1 are kept for each of the 128 lanes by itself,
+as if a query had 128 softmaxes; lanes are merged once, after its last block of keys.
+
+A layer's queries and keys are rotated beforehand, by XLA: in the kernel every block of keys would
+be rotated anew for every block of queries. Mean logits need no logits either: the mean of products
+is the product with the mean query.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
+
+from vidcache_jax.ops.attention import AttentionPart
+from vidcache_jax.ops.rope import rotate
+from vidcache_jax.ops.scoring.ref import ColumnMeans
+
+_LANES, _SUBLANES = 128, 8
+_LOG2_E = math.log2(math.e)
+_LOWEST = float(jnp.finfo(jnp.float32).min)
+_VMEM_LIMIT = 48 * 2**20
+
+
+class Tiling(NamedTuple):
+    """Sizes of what is on the chip at once."""
+
+    queries: int
+    """Of a grid step; a multiple of 8."""
+    keys: int
+    """Of a grid step; a multiple of 128."""
+    piece: int
+    """Keys whose logits are formed together; a multiple of 128."""
+
+
+def reason_against(q: Float[Array, "B N T H"]) -> str | None:
+    """Why the kernel cannot do this, None if it can."""
+    if q.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"bfloat16 or float32 is needed, not {q.dtype}"
+    if q.shape[-1] % _LANES != 0:
+        return f"head_dim={q.shape[-1]} is no multiple of {_LANES}, the lanes of a vector register"
+    return None
+
+
+def choose_tiling(num_queries: int, num_keys: int, head_dim: int, dtype: jnp.dtype) -> Tiling:
+    """Blocks of queries of equal size, and blocks of keys, both with little to fill up."""
+    # float32, and more than one register of head_dim, take as much more VMEM; a v4 has 16 MiB.
+    times = max(1, dtype.itemsize // 2) * max(1, head_dim // _LANES)
+    query_blocks = -(-num_queries // (1664 // times))
+    sizes = range(768, 1536 + 1, _LANES)
+    keys = min(sizes, key=lambda size: (_round_up(num_keys, size), -size))
+    return Tiling(
+        queries=_round_up(-(-num_queries // query_blocks), _SUBLANES),
+        keys=min(keys, _round_up(num_keys, _LANES)),
+        piece=256,
+    )
+
+
+def column_means(
+    q: Float[Array, "B N T H"],
+    q_position: Int[Array, "B G T 3"],
+    k: Float[Array, "B N S H"],
+    k_position: Int[Array, "B G S 3"],
+    visible: Bool[Array, "B G S"],
+    attended: AttentionPart | None = None,
+    *,
+    ahead: tuple[int, ...] = (0,),
+    tiling: Tiling | None = None,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> ColumnMeans:
+    """`ref.column_means`, for what `reason_against` has nothing against; it has no gradient.
+
+    Args:
+      tiling: None for `choose_tiling`'s.
+      interpret: run the kernel's operations on any device, slowly, for tests; with
+        InterpretParams on a simulated TPU.
+    """
+    steps = jnp.pad(jnp.array(ahead, jnp.int32)[:, None], ((0, 0), (0, 2)))
+    moved = q_position[:, :, None] + steps[None, None, :, None]
+    log_sum = None
+    if attended is not None:
+        # A query that sees no key gives no weight.
+        sees = attended.denominator > 0
+        log_sum = jnp.where(sees, attended.max + jnp.log(attended.denominator), jnp.inf)
+
+    def heads_first(x: Array) -> Array:
+        return jnp.moveaxis(jnp.broadcast_to(x, (x.shape[0], q.shape[1], *x.shape[2:])), 1, 0)
+
+    def of_a_head(own: _Head) -> ColumnMeans:
+        return _one_head(jax.tree.map(lambda x: x[:, None], own), tiling, interpret)
+
+    # Head after head: a rotated copy of all keys would be as large as the keys.
+    given = _Head(q, moved, k, k_position, visible, log_sum)
+    means = jax.lax.map(of_a_head, jax.tree.map(heads_first, given))
+    return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 0], 0, 1), means)
+
+
+class _Head(NamedTuple):
+    """What a head's means are made of; an axis N of 1 where a call has it."""
+
+    q: Float[Array, "*N B T H"]
+    q_position: Int[Array, "*N B delta T 3"]
+    k: Float[Array, "*N B S H"]
+    k_position: Int[Array, "*N B S 3"]
+    visible: Bool[Array, "*N B S"]
+    log_sum: Float[Array, "*N B T"] | None
+
+
+def _one_head(
+    own: _Head, tiling: Tiling | None, interpret: bool | pltpu.InterpretParams
+) -> ColumnMeans:
+    batch, num_heads, num_queries, head_dim = own.q.shape
+    num_steps = own.q_position.shape[2]
+    shape = (batch, num_heads, num_steps, num_queries, head_dim)
+    rotated_q = _rotated(jnp.broadcast_to(own.q[:, :, None], shape), own.q_position)
+    rotated_k = _rotated(own.k, own.k_position).astype(own.q.dtype)
+    sums = column_sums(
+        rotated_q, rotated_k, own.visible, own.log_sum, tiling=tiling, interpret=interpret
+    )
+    mean_query = jnp.mean(rotated_q, axis=3, dtype=jnp.float32)
+    logit = jnp.einsum(
+        "bndh,bnsh->bnds", mean_query, rotated_k.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )  # fmt: skip
+    seen = own.visible[:, :, None]
+    return ColumnMeans(
+        weight=jnp.where(seen, sums / num_queries, 0.0),
+        logit=jnp.where(seen, logit * jnp.float32(head_dim**-0.5), 0.0),
+    )
+
+
+def _rotated(
+    x: Float[Array, "B N *steps T H"], position: Int[Array, "B G *steps T 3"]
+) -> Float[Array, "B N *steps T H"]:
+    """One video and step after the other: the angles of all would take more than the keys do."""
+    one_by_one = lambda x_: jnp.broadcast_to(x_, (*x.shape[:-1], x_.shape[-1])).reshape(
+        -1, 1, 1, *x_.shape[-2:]
+    )
+    rotated = jax.lax.map(lambda pair: rotate(*pair), (one_by_one(x), one_by_one(position)))
+    return rotated.reshape(x.shape)
+
+
+def column_sums(
+    q: Float[Array, "B N delta T H"],
+    k: Float[Array, "B N S H"],
+    visible: Bool[Array, "B G S"],
+    log_sum: Float[Array, "B N T"] | None = None,
+    *,
+    tiling: Tiling | None = None,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> Float[Array, "B N delta S"]:
+    """Softmax weight that each key receives from all queries of a step; anything if not visible.
+
+    Args:
+      q, k: already rotated by RoPE.
+      log_sum: log of the sum of exponentials of each query's logits, if known, of one step; pass 1
+        is left out.
+    """
+    batch, num_heads, horizon, num_queries, head_dim = q.shape
+    num_keys = k.shape[2]
+    tiling = tiling or choose_tiling(num_queries, num_keys, head_dim, q.dtype)
+    query_blocks, key_blocks = -(-num_queries // tiling.queries), -(-num_keys // tiling.keys)
+    num_passes = 2 if log_sum is None else 1
+    padding = (0, query_blocks * tiling.queries - num_queries)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), padding, (0, 0)))
+    table = jnp.pad(visible, ((0, 0), (0, 0), (0, key_blocks * tiling.keys - num_keys)))
+    counts = jnp.sum(
+        table.reshape(*table.shape[:2], key_blocks, tiling.keys), axis=-1, dtype=jnp.int32
+    )
+
+    own = lambda head: head if visible.shape[1] > 1 else 0
+    query_block = lambda b, n, d, i, *_: (b, n, d, i, 0)
+    key_block = lambda b, n, d, i, p, j, _: (b, n, j, 0)
+    visible_block = lambda b, n, d, i, p, j, _: (b, own(n), 0, j)
+    specs = [
+        pl.BlockSpec((None, None, None, tiling.queries, head_dim), query_block),
+        pl.BlockSpec((None, None, tiling.keys, head_dim), key_block),
+        pl.BlockSpec((None, None, 1, tiling.keys), visible_block),
+    ]
+    arrays = [q, k, table.astype(jnp.int32)[:, :, None]]
+    if log_sum is not None:
+        known = jnp.pad(log_sum, ((0, 0), (0, 0), padding), constant_values=jnp.inf)
+        log_sum_block = lambda b, n, d, i, *_: (b, n, i, 0, 0)
+        specs.append(pl.BlockSpec((None, None, None, 1, tiling.queries), log_sum_block))
+        arrays.append(known.reshape(batch, num_heads, query_blocks, 1, tiling.queries))
+    statistic = pltpu.VMEM((tiling.queries, _LANES), jnp.float32)
+    pairs = batch * num_heads * horizon * num_queries * num_keys
+    sums = pl.pallas_call(
+        functools.partial(_kernel, tiling=tiling, num_queries=num_queries, key_blocks=key_blocks),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, num_heads, horizon, query_blocks, num_passes, key_blocks),
+            in_specs=specs,
+            out_specs=pl.BlockSpec(
+                (None, None, None, key_blocks, 1, tiling.keys),
+                lambda b, n, d, *_: (b, n, d, 0, 0, 0),
+            ),
+            scratch_shapes=[statistic, statistic],
+        ),
+        out_shape=jax.ShapeDtypeStruct(
+            (batch, num_heads, horizon, key_blocks, 1, tiling.keys), jnp.float32
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel",) * 3 + ("arbitrary",) * 3,
+            vmem_limit_bytes=_VMEM_LIMIT,
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * num_passes * pairs * head_dim,
+            transcendentals=num_passes * pairs,
+            bytes_accessed=num_passes * query_blocks * horizon * k.nbytes + q.nbytes,
+        ),
+        interpret=interpret,
+        name="column_means",
+    )(counts, *arrays)
+    return sums.reshape(batch, num_heads, horizon, -1)[..., :num_keys]
+
+
+def _kernel(counts, q, k, visible, *rest, tiling: Tiling, num_queries: int, key_blocks: int):
+    """One block of queries against one block of keys, in one of the passes.
+
+    ``top`` and ``total`` [queries, 128] are the largest logit and the denominator of each lane in
+    pass 1; afterwards every lane of ``top`` holds the log of the whole denominator, base 2.
+    """
+    *known, sums, top, total = rest
+    video, head, block, is_last_pass, key_block = (
+        pl.program_id(0), pl.program_id(1), pl.program_id(3),
+        pl.program_id(4) == pl.num_programs(4) - 1, pl.program_id(5),
+    )  # fmt: skip
+    sees = counts[video, head if counts.shape[1] > 1 else 0, key_block] > 0
+    scale = q.shape[-1] ** -0.5 * _LOG2_E
+    # The MXU's default would round float32 operands to bfloat16.
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    pieces = [
+        (start, min(tiling.piece, tiling.keys - start))
+        for start in range(0, tiling.keys, tiling.piece)
+    ]
+
+    def products(start, size):
+        return jax.lax.dot_general(
+            q[...], k[start : start + size], (((1,), (1,)), ((), ())),
+            precision=precision, preferred_element_type=jnp.float32,
+        )  # fmt: skip
+
+    @pl.when((block == 0) & (pl.program_id(4) == 0) & (key_block == 0))
+    def clear_sums():
+        sums[...] = jnp.zeros_like(sums)
+
+    if known:
+
+        @pl.when(key_block == 0)
+        def take():
+            row = known[0][...] * _LOG2_E
+            top[...] = jnp.broadcast_to(row, (_LANES, tiling.queries)).T
+
+    else:
+
+        @pl.when(~is_last_pass & (key_block == 0))
+        def clear():
+            top[...] = jnp.full_like(top, _LOWEST)
+            total[...] = jnp.zeros_like(total)
+
+        @pl.when(~is_last_pass & sees)
+        def add_to_residuals():
+            m, l = top[...], total[...]
+            for start, size in pieces:
+                # -inf against a maximum that is finite from the start: never a difference of
+                # infinities.
+                z = jnp.where(visible[:, start : start + size] > 0, products(start, size), -jnp.inf)
+                lanes = [z[:, at : at + _LANES] for at in range(0, size, _LANES)]
+                m_new = functools.reduce(jnp.maximum, lanes, m)
+                l = l * jnp.exp2((m - m_new) * scale)
+                l = functools.reduce(jnp.add, (jnp.exp2((x - m_new) * scale) for x in lanes), l)
+                m = m_new
+            top[...], total[...] = m, l
+
+        @pl.when(~is_last_pass & (key_block == key_blocks - 1))
+        def merge_lanes():
+            m, l = top[...], total[...]
+            largest = jnp.max(m, axis=1, keepdims=True)
+            whole = jnp.sum(l * jnp.exp2((m - largest) * scale), axis=1, keepdims=True)
+            row = jax.lax.broadcasted_iota(jnp.int32, whole.shape, 0) + block * tiling.queries
+            gives = (whole > 0) & (row < num_queries)
+            residual = jnp.where(gives, largest * scale + jnp.log2(whole), jnp.inf)
+            top[...] = jnp.broadcast_to(residual, top.shape)
+
+    @pl.when(is_last_pass & sees)
+    def add_to_sums():
+        residual = top[...]
+        for start, size in pieces:
+            z = products(start, size)
+            for at in range(0, size, _LANES):
+                weight = jnp.exp2(z[:, at : at + _LANES] * scale - residual)
+                columns = slice(start + at, start + at + _LANES)
+                sums[key_block, :, columns] += jnp.sum(weight, axis=0, keepdims=True)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
