@@ -1,6 +1,7 @@
 """The latents of a video, chunk by chunk: a `Session` without pixels, for any prompt."""
 
 import jax
+import numpy as np
 
 from vidcache_jax.array_typing import Latents
 from vidcache_jax.cache import CachePolicy
@@ -8,7 +9,7 @@ from vidcache_jax.cache.policy import StackedPolicy
 from vidcache_jax.models import wan_dit
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sampling.session import encode_text, make_chunk
+from vidcache_jax.sampling.session import encode_text, latent_shape, make_chunk
 
 
 class Video:
@@ -45,7 +46,7 @@ class Video:
         return make_chunk.lower(*self._arguments()).compile()
 
     def _arguments(self):
-        model = self._model
-        shape = (1, model.rollout.frames_per_chunk, *model.latent_size, model.config.in_dim)
-        key = jax.random.key(0)
-        return self._rollout, shape, model.params, self._state, self._text_kv, key
+        shape, params = latent_shape(self._model), self._model.params
+        keys = jax.random.key(0)[None]
+        index = np.int32(self._frames_made // self._model.rollout.frames_per_chunk)
+        return self._rollout, shape, params, self._state, self._text_kv, keys, index
