@@ -29,9 +29,10 @@ def blocks() -> dict[str, str]:
     return found
 
 
-def run(command: str, folder: Path) -> str:
+def run(command: str, folder: Path, **variables: str) -> str:
     environment = {
         **os.environ,
+        **variables,
         "HOME": str(folder),  # the compilation cache
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -228,7 +229,9 @@ def test_training_command_runs_in_small(tmp_path):
     assert command.startswith("python scripts/train_tiny.py")
     script = command.replace("scripts/", f"{ROOT}/scripts/")
     small = "--steps 2 --batch-size 2 --work-dir run --export-dir weights"
-    run(f"{script} {small}", tmp_path)
+    # Compiled as it is for use, two steps would take a minute longer.
+    hasty = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    run(f"{script} {small}", tmp_path, XLA_FLAGS=hasty)
     assert (tmp_path / "weights").is_dir()
 
 

@@ -22,13 +22,13 @@ CONTRACT = {
     ],
     "tethercache": [
         (TetherCache(2, 3, 4), (3, 1, 4)),
-        (TetherCache(0, 2, 4, tau=1.0, alpha=2.0), (3, 1)),
+        (TetherCache(0, 2, 4, tau=1.0, alpha=2.0), (3,)),
     ],
     "head-forcing": [
-        (HeadForcing(HeadRoles((("local", "memory"), ("memory", "anchor"))), 3), (3, 1, 4)),
+        (HeadForcing(HeadRoles((("local", "memory"), ("memory", "anchor"))), 3), (3, 1)),
     ],
     "future-forcing": [
-        (FutureForcing(7, delta_max=2, query_frames=5, tau=0.5, proxy_token_stride=2), (3, 1, 4)),
+        (FutureForcing(7, delta_max=2, query_frames=5, tau=0.5, proxy_token_stride=2), (3, 1)),
     ],
     "ispa": [(ISPA(SlidingWindow(7, 2), warmup_frames=12), (3, 1, 4))],
 }
