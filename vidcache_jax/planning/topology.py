@@ -16,8 +16,10 @@ def tpu_devices(topology: str) -> list[Any]:
     # libtpu reads this when it is loaded.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # By default a host has 2 x 2 chips, which one chip is not.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     try:
-        described = topologies.get_topology_desc(topology_name=topology, platform="tpu")
+        described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **alone)
     except Exception as error:  # libtpu has no error type of its own
         reason = "\n".join(str(error).strip().splitlines()[:6])
         raise ValueError(
