@@ -149,3 +149,7 @@ class RolloutConfig:
             raise ValueError(f"timestep_shift={self.timestep_shift} must be positive")
         if not 0 <= self.context_timestep <= 1000:
             raise ValueError(f"context_timestep={self.context_timestep} must lie in [0, 1000]")
+
+
+WAN = {"wan-1.3b": WanConfig.wan_1_3b(), "wan-14b": WanConfig.wan_14b()}
+"""Wan 2.1's text-to-video models, by the names of the command line."""

@@ -15,11 +15,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from tests.cache.oracle import as_complex
 from vidcache_jax.ops.attention import attention
+from vidcache_jax.ops.implementations import Implementation
+from vidcache_jax.ops.mosaic import reason_against_heads
 from vidcache_jax.ops.rope import axis_pairs, rotate
 from vidcache_jax.ops.scoring import check as soundness_of_scoring
 from vidcache_jax.ops.scoring import column_means, tpu
 from vidcache_jax.ops.scoring.ref import column_means as reference
-from vidcache_jax.ops.scoring.table import IMPLEMENTATIONS, Implementation
+from vidcache_jax.ops.scoring.table import IMPLEMENTATIONS
 from vidcache_jax.sharding import make_mesh
 from vidcache_jax.testing import assert_close, same_bits
 
@@ -267,7 +269,7 @@ def test_a_program_is_built_without_a_kernel_that_is_wrong_here(monkeypatch):
 
 def test_the_check_lets_a_sound_kernel_pass():
     score = functools.partial(tpu.column_means, interpret=True)
-    sound = Implementation(score, tpu.reason_against, "cpu")
+    sound = Implementation(score, reason_against_heads, "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert soundness_of_scoring.is_sound("sound", sound, 128, jnp.bfloat16)

@@ -8,20 +8,16 @@ import numpy as np
 
 from vidcache_jax.array_typing import Params
 from vidcache_jax.cache import HeadRoles
-from vidcache_jax.config import RolloutConfig, WanConfig
+from vidcache_jax.config import WAN, RolloutConfig, WanConfig
 from vidcache_jax.models import wan_dit
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.models.wan_vae import WanVAE
-
-WAN = {"wan-1.3b": WanConfig.wan_1_3b(), "wan-14b": WanConfig.wan_14b()}
 
 
 def random_wan(
     name: str, latent_size: tuple[int, int], num_layers: int | None = None
 ) -> VideoModel:
     """A pipeline as `load_pipeline` makes one, in bfloat16 on accelerators, float32 on a CPU.
-
-    Heads have roles in the shares that Head Forcing's paper found: 20 % local, 25 % anchor.
 
     Args:
       num_layers: fewer than the model has, for small machines.
@@ -30,9 +26,6 @@ def random_wan(
     config = dataclasses.replace(config, num_layers=num_layers or config.num_layers)
     dtype = jnp.float32 if jax.devices()[0].platform == "cpu" else jnp.bfloat16
     vae, key = WanVAE(), jax.random.key(0)
-    cycle = ("local",) * 4 + ("anchor",) * 5 + ("memory",) * 11
-    heads = [cycle[i % len(cycle)] for i in range(config.num_layers * config.num_heads)]
-    rows = range(0, len(heads), config.num_heads)
     return VideoModel(
         name=name,
         config=config,
@@ -43,8 +36,16 @@ def random_wan(
         embed_text=lambda _: jax.random.normal(key, (config.text_len, config.text_dim)),
         latent_size=latent_size,
         frames_per_second=16.0,
-        head_roles=HeadRoles(tuple(tuple(heads[i : i + config.num_heads]) for i in rows)),
+        head_roles=paper_roles(config),
     )
+
+
+def paper_roles(config: WanConfig) -> HeadRoles:
+    """Roles in the shares that Head Forcing's paper found: 20 % local, 25 % anchor."""
+    cycle = ("local",) * 4 + ("anchor",) * 5 + ("memory",) * 11
+    heads = [cycle[i % len(cycle)] for i in range(config.num_layers * config.num_heads)]
+    rows = range(0, len(heads), config.num_heads)
+    return HeadRoles(tuple(tuple(heads[i : i + config.num_heads]) for i in rows))
 
 
 def _random(abstract: Params) -> Params:

@@ -23,14 +23,15 @@ from vidcache_jax.benchmark.chunks import (
     measure_chunks,
     measure_others,
 )
-from vidcache_jax.benchmark.wan import WAN, random_wan
+from vidcache_jax.benchmark.wan import random_wan
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
 from vidcache_jax.commands.plan import latents_of
 from vidcache_jax.commands.policy_text import read_policy
-from vidcache_jax.lab.figures import write_text
+from vidcache_jax.config import WAN
 from vidcache_jax.loading import load_model
 from vidcache_jax.models import wan_dit
 from vidcache_jax.models.video_model import VideoModel
+from vidcache_jax.sampling.output_file import write_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

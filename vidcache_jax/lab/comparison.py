@@ -1,6 +1,7 @@
 """What a comparison consists of, and the name under which each run's result is kept."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ class Comparison:
         # Sorted, so that no figure depends on the order in which seeds were given.
         object.__setattr__(self, "seeds", tuple(sorted(set(self.seeds))))
 
-    @property
+    @functools.cached_property
     def runs(self) -> tuple[Run, ...]:
         """Policies innermost, so that an interrupted comparison still compares."""
         height, width = self.model.frame_size

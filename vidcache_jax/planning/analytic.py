@@ -8,9 +8,8 @@ import jax.numpy as jnp
 
 from vidcache_jax.planning.chips import Chip
 from vidcache_jax.planning.collectives import Collective
-from vidcache_jax.planning.counts import work_of_a_chip
 from vidcache_jax.planning.inputs import ChunkInputs, chunk_inputs, nbytes_on_a_chip
-from vidcache_jax.planning.plan import Plan
+from vidcache_jax.planning.plan import Plan, plan_of
 from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sharding import DATA, HEADS, MODEL_AXES, SEQUENCE
 
@@ -27,18 +26,12 @@ def analytic_plan(
       ValueError: videos, heads or tokens do not divide over the mesh.
     """
     inputs = chunk_inputs(rollout, batch, latent_size, dtype)
-    layout = rollout.layout
     tokens = _tokens_of_a_place(rollout, batch, latent_size)
-    return Plan(
-        chip=chip,
-        num_chips=layout.size(DATA, *MODEL_AXES),
-        videos=batch,
-        frames_per_chunk=rollout.rollout.frames_per_chunk,
-        weights=nbytes_on_a_chip(inputs.params),
-        state=nbytes_on_a_chip(inputs.state),
-        other_inputs=nbytes_on_a_chip((inputs.text, inputs.noise, inputs.renoise)),
+    return plan_of(
+        rollout,
+        inputs,
+        chip,
         temporaries=chunk_temporaries(rollout, tokens, inputs, dtype),
-        work=work_of_a_chip(rollout, batch, latent_size),
         traffic=chunk_traffic(rollout, tokens, inputs, dtype),
         compiler_seconds=None,
     )

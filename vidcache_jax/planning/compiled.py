@@ -6,12 +6,10 @@ import jax
 
 from vidcache_jax.planning.chips import Chip
 from vidcache_jax.planning.collectives import collectives
-from vidcache_jax.planning.counts import work_of_a_chip
 from vidcache_jax.planning.cycles import estimated_cycles
-from vidcache_jax.planning.inputs import chunk_inputs, nbytes_on_a_chip
-from vidcache_jax.planning.plan import Plan
+from vidcache_jax.planning.inputs import chunk_inputs
+from vidcache_jax.planning.plan import Plan, plan_of
 from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sharding import DATA, MODEL_AXES
 
 
 def compiled_plan(
@@ -40,16 +38,11 @@ def compiled_plan(
         raise RuntimeError("this compiler does not tell what memory a program takes")
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     hlo = compiled.as_text() or ""
-    return Plan(
-        chip=chip,
-        num_chips=rollout.layout.size(DATA, *MODEL_AXES),
-        videos=batch,
-        frames_per_chunk=rollout.rollout.frames_per_chunk,
-        weights=nbytes_on_a_chip(inputs.params),
-        state=nbytes_on_a_chip(inputs.state),
-        other_inputs=nbytes_on_a_chip(others),
+    return plan_of(
+        rollout,
+        inputs,
+        chip,
         temporaries=memory.temp_size_in_bytes + made,
-        work=work_of_a_chip(rollout, batch, latent_size),
         traffic=tuple(collectives(hlo)),
         compiler_seconds=estimated_cycles(hlo) / (chip.clock_ghz * 1e9),
     )

@@ -4,7 +4,10 @@ import dataclasses
 
 from vidcache_jax.planning.chips import Chip
 from vidcache_jax.planning.collectives import Collective
-from vidcache_jax.planning.counts import Work
+from vidcache_jax.planning.counts import Work, work_of_a_chip
+from vidcache_jax.planning.inputs import ChunkInputs, nbytes_on_a_chip
+from vidcache_jax.sampling.rollout import Rollout
+from vidcache_jax.sharding import DATA, MODEL_AXES
 
 GIB = 2**30
 
@@ -67,3 +70,30 @@ class Plan:
     def frames_per_second(self, pixel_frames: int) -> float:
         """Pixel frames a second of all videos together, of ``pixel_frames`` a latent frame."""
         return self.videos * self.frames_per_chunk * pixel_frames / self.seconds
+
+
+def plan_of(
+    rollout: Rollout,
+    inputs: ChunkInputs,
+    chip: Chip,
+    *,
+    temporaries: int,
+    traffic: tuple[Collective, ...],
+    compiler_seconds: float | None,
+) -> Plan:
+    """A plan from what a program takes in, and what is known of the program."""
+    batch, frames_per_chunk, *latent_size, _ = inputs.noise.shape
+    rows, columns = latent_size
+    return Plan(
+        chip=chip,
+        num_chips=rollout.layout.size(DATA, *MODEL_AXES),
+        videos=batch,
+        frames_per_chunk=frames_per_chunk,
+        weights=nbytes_on_a_chip(inputs.params),
+        state=nbytes_on_a_chip(inputs.state),
+        other_inputs=nbytes_on_a_chip((inputs.text, inputs.noise, inputs.renoise)),
+        temporaries=temporaries,
+        work=work_of_a_chip(rollout, batch, (rows, columns)),
+        traffic=traffic,
+        compiler_seconds=compiler_seconds,
+    )

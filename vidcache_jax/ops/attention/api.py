@@ -12,9 +12,9 @@ from vidcache_jax.ops.attention import xla
 from vidcache_jax.ops.attention.check import is_sound
 from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.attention.ref import AttentionPart
-from vidcache_jax.ops.attention.table import IMPLEMENTATIONS, Implementation
+from vidcache_jax.ops.attention.table import IMPLEMENTATIONS
 from vidcache_jax.ops.by_heads import compiler_axes
-from vidcache_jax.ops.implementations import named
+from vidcache_jax.ops.implementations import Implementation, kernels, named, undivided
 from vidcache_jax.sharding import HEADS, MODEL_AXES, SEQUENCE
 
 
@@ -61,24 +61,20 @@ def attention(
     chosen = named("attention", IMPLEMENTATIONS, implementation)
     if reason := _reason_against(chosen, q, keys):
         raise NotImplementedError(f"attention on {implementation!r}: {reason}")
-    return chosen.attend(q, keys)
+    return chosen.call(q, keys)
 
 
 def _best(q: Heads, keys: Keys, divided: str) -> AttentionPart:
-    kernels = {
-        each.platform: each.attend
-        for name, each in IMPLEMENTATIONS.items()
-        if each.platform is not None
-        and each.reason_against(q, keys) is None
-        and is_sound(name, each, q.shape[-1], q.dtype)
-    }
-    axes = compiler_axes()
-    if not kernels or (axes and axes != {*MODEL_AXES}):
+    def is_possible(name: str, each: Implementation) -> bool:
+        return each.reason_against(q, keys) is None and is_sound(name, each, q.shape[-1], q.dtype)
+
+    axes, there = compiler_axes(), kernels(IMPLEMENTATIONS, is_possible)
+    if not there or (axes and axes != {*MODEL_AXES}):
         return xla.attention(q, keys)
 
     def attend(q: Heads, keys: Keys) -> AttentionPart:
         # Which device this will run on is known when it is lowered, not here.
-        return jax.lax.platform_dependent(q, keys, default=xla.attention, **kernels)
+        return jax.lax.platform_dependent(q, keys, default=xla.attention, **there)
 
     return _by_hand(attend, q, keys, axes, divided) if axes else attend(q, keys)
 
@@ -109,8 +105,7 @@ def _by_hand(attend: Callable, q: Heads, keys: Keys, axes: set[str], divided: st
 
 def _reason_against(implementation: Implementation, q: Heads, keys: Keys) -> str | None:
     if implementation.platform is not None and (axes := compiler_axes()):
-        over = sorted(axes)
-        return f"the compiler cannot divide a kernel over {over}; call it in a jax.shard_map"
+        return undivided(axes)
     return implementation.reason_against(q, keys)
 
 

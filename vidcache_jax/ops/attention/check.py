@@ -10,7 +10,8 @@ import numpy as np
 from vidcache_jax.ops import soundness
 from vidcache_jax.ops.attention import xla
 from vidcache_jax.ops.attention.keys import Keys
-from vidcache_jax.ops.attention.table import IMPLEMENTATIONS, Implementation
+from vidcache_jax.ops.attention.table import IMPLEMENTATIONS
+from vidcache_jax.ops.implementations import Implementation
 
 
 def check_implementation(
@@ -73,7 +74,7 @@ def _sample(head_dim: int, dtype: Any) -> tuple[jax.Array, Keys]:
 
 
 def _disagreement(chosen: Implementation, q: jax.Array, keys: Keys) -> str | None:
-    part = jax.jit(chosen.attend)(q, keys)
+    part = jax.jit(chosen.call)(q, keys)
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(xla.attention)(q, keys)
     limit = max(4 * float(jnp.finfo(q.dtype).eps), 1e-5)

@@ -19,7 +19,6 @@ are those for which the TPU compiler schedules the fewest instructions per FLOP
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -31,11 +30,16 @@ from jaxtyping import Array, Float, Int
 from vidcache_jax.array_typing import Heads
 from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.attention.ref import AttentionPart
-
-_LANES, _SUBLANES = 128, 8
-_LOG2_E = math.log2(math.e)
-_LOWEST = float(jnp.finfo(jnp.float32).min)
-_VMEM_LIMIT = 48 * 2**20
+from vidcache_jax.ops.mosaic import (
+    LANES,
+    LOG2_E,
+    LOWEST,
+    SUBLANES,
+    VMEM_LIMIT,
+    reason_against_heads,
+    round_up,
+    size_of_a_token,
+)
 
 
 class Tiling(NamedTuple):
@@ -68,28 +72,23 @@ def reason_against(q: Heads, keys: Keys) -> str | None:
         return "a mask per query or per key is not supported; say what counts by slots or lengths"
     if not q.dtype == keys.k.dtype == keys.v.dtype:
         return f"q, k, v of one dtype are needed, not {q.dtype}, {keys.k.dtype}, {keys.v.dtype}"
-    if q.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"bfloat16 or float32 is needed, not {q.dtype}"
-    if q.shape[-1] % _LANES != 0:
-        # XLA keeps such keys in a layout of its own and would copy the whole stack into ours.
-        return f"head_dim={q.shape[-1]} is no multiple of {_LANES}, the lanes of a vector register"
-    if keys.num_runs > 1 and keys.run_size % _SUBLANES != 0:
-        return f"slots of {keys.run_size} keys do not end at a multiple of {_SUBLANES}"
+    if reason := reason_against_heads(q):
+        return reason
+    if keys.num_runs > 1 and keys.run_size % SUBLANES != 0:
+        return f"slots of {keys.run_size} keys do not end at a multiple of {SUBLANES}"
     return None
 
 
 def choose_tiling(q: Heads, keys: Keys) -> Tiling:
     """Blocks of queries that waste few lanes, blocks of keys that divide a run if any do."""
-    # float32, and more than one register of head_dim, take as much more VMEM; a v4 has 16 MiB.
-    times = max(1, q.dtype.itemsize // 2) * max(1, q.shape[-1] // _LANES)
-    most_queries, most_keys = 1664 // times, 2048
+    most_queries, most_keys = 1664 // size_of_a_token(q.shape[-1], q.dtype), 2048
     num_queries = q.shape[2]
     per_block = -(-num_queries // -(-num_queries // most_queries))
-    sizes = range(_SUBLANES, min(keys.run_size, most_keys) + 1, _SUBLANES)
+    sizes = range(SUBLANES, min(keys.run_size, most_keys) + 1, SUBLANES)
     block = max((size for size in sizes if keys.run_size % size == 0), default=0)
     if keys.num_runs == 1 and block < most_keys // 4:
-        block = min(most_keys, _round_up(keys.run_size, _SUBLANES))
-    return Tiling(_round_up(per_block, _LANES), block, 512)
+        block = min(most_keys, round_up(keys.run_size, SUBLANES))
+    return Tiling(round_up(per_block, LANES), block, 512)
 
 
 def attention(
@@ -141,7 +140,7 @@ def attention(
         out_shape=[jax.ShapeDtypeStruct(q.shape, jnp.float32), statistic, statistic],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=_VMEM_LIMIT,
+            vmem_limit_bytes=VMEM_LIMIT,
         ),
         cost_estimate=_cost(q, keys),
         interpret=interpret,
@@ -199,7 +198,7 @@ def _kernel(
     @pl.when(step == 0)
     def clear():
         acc[...] = jnp.zeros_like(acc)
-        top[...] = jnp.full_like(top, _LOWEST)
+        top[...] = jnp.full_like(top, LOWEST)
         total[...] = jnp.zeros_like(total)
 
     @pl.when(step < count[row])
@@ -225,8 +224,8 @@ def _kernel(
                 # 0 * NaN is NaN: values that do not count must not be multiplied at all.
                 values = jnp.where(counts(start, values), values, jnp.zeros((), values.dtype))
             m_new = jnp.maximum(m, jnp.max(z, axis=0, keepdims=True) * scale + own_bias)
-            decay = jnp.exp2((m - m_new) * _LOG2_E)
-            p = jnp.exp2(z * (scale * _LOG2_E) - (m_new - own_bias) * _LOG2_E)
+            decay = jnp.exp2((m - m_new) * LOG2_E)
+            p = jnp.exp2(z * (scale * LOG2_E) - (m_new - own_bias) * LOG2_E)
             l = l * decay + jnp.sum(p, axis=0, keepdims=True)
             o = o * decay + dot(values, p.astype(values.dtype), (((0,), (0,)), ((), ())))
             m = m_new
@@ -254,7 +253,3 @@ def _cost(q: Heads, keys: Keys) -> pl.CostEstimate:
         transcendentals=logits,
         bytes_accessed=cached + q.size * (q.dtype.itemsize + 4),
     )
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

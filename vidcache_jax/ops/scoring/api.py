@@ -9,11 +9,11 @@ from jaxtyping import Array, Bool, Float, Int
 from vidcache_jax.array_typing import Heads
 from vidcache_jax.ops.attention import AttentionPart
 from vidcache_jax.ops.by_heads import by_heads, compiler_axes
-from vidcache_jax.ops.implementations import named
+from vidcache_jax.ops.implementations import Implementation, kernels, named, undivided
 from vidcache_jax.ops.scoring import ref
 from vidcache_jax.ops.scoring.check import is_sound
 from vidcache_jax.ops.scoring.ref import ColumnMeans
-from vidcache_jax.ops.scoring.table import IMPLEMENTATIONS, Implementation
+from vidcache_jax.ops.scoring.table import IMPLEMENTATIONS
 from vidcache_jax.sharding import HEADS, MODEL_AXES
 
 
@@ -62,27 +62,24 @@ def _chosen(q: Heads, implementation: str | None) -> Callable[..., ColumnMeans]:
     chosen = named("scoring", IMPLEMENTATIONS, implementation)
     if reason := _reason_against(chosen, q):
         raise NotImplementedError(f"scoring on {implementation!r}: {reason}")
-    return chosen.score
+    return chosen.call
 
 
 def _best(q: Heads) -> Callable[..., ColumnMeans]:
-    kernels = {
-        each.platform: each.score
-        for name, each in IMPLEMENTATIONS.items()
-        if each.platform is not None
-        and _reason_against(each, q) is None
-        and is_sound(name, each, q.shape[-1], q.dtype)
-    }
-    if not kernels:
+    def is_possible(name: str, each: Implementation) -> bool:
+        return _reason_against(each, q) is None and is_sound(name, each, q.shape[-1], q.dtype)
+
+    there = kernels(IMPLEMENTATIONS, is_possible)
+    if not there:
         return ref.column_means
 
     def score(*arguments, ahead: tuple[int, ...]) -> ColumnMeans:
         # Which device this will run on is known when it is lowered, not here.
         default, *others = (
-            functools.partial(each, ahead=ahead) for each in (ref.column_means, *kernels.values())
+            functools.partial(each, ahead=ahead) for each in (ref.column_means, *there.values())
         )
         return jax.lax.platform_dependent(
-            *arguments, default=default, **dict(zip(kernels, others, strict=True))
+            *arguments, default=default, **dict(zip(there, others, strict=True))
         )
 
     return score
@@ -91,6 +88,5 @@ def _best(q: Heads) -> Callable[..., ColumnMeans]:
 def _reason_against(implementation: Implementation, q: Heads) -> str | None:
     axes = compiler_axes()
     if implementation.platform is not None and axes not in (set(), {*MODEL_AXES}):
-        over = sorted(axes)
-        return f"the compiler cannot divide a kernel over {over}; call it in a jax.shard_map"
+        return undivided(axes)
     return implementation.reason_against(q)

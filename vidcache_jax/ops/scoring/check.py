@@ -9,8 +9,8 @@ import numpy as np
 
 from vidcache_jax.ops import soundness
 from vidcache_jax.ops.attention import AttentionPart
+from vidcache_jax.ops.implementations import Implementation
 from vidcache_jax.ops.scoring import ref
-from vidcache_jax.ops.scoring.table import Implementation
 
 
 def is_sound(name: str, implementation: Implementation, head_dim: int, dtype: Any) -> bool:
@@ -44,7 +44,7 @@ def _disagreement(chosen: Implementation, head_dim: int, dtype: Any) -> str | No
     known = AttentionPart(jnp.zeros_like(q, jnp.float32), statistic, 100 * statistic)
     limit = max(4 * float(jnp.finfo(q.dtype).eps), 1e-5)
     for ahead, attended in (((1, 3), None), ((0,), known)):
-        actual = jax.jit(functools.partial(chosen.score, ahead=ahead))(*given, attended)
+        actual = jax.jit(functools.partial(chosen.call, ahead=ahead))(*given, attended)
         with jax.default_matmul_precision("highest"):
             expected = ref.column_means(*given, attended, ahead=ahead)
         for what in ("weight", "logit"):

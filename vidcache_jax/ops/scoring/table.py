@@ -1,23 +1,12 @@
-"""The implementations of scoring that there are."""
+"""The implementations of scoring that there are, called as `column_means`."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
-from vidcache_jax.array_typing import Heads
+from vidcache_jax.ops.implementations import Implementation
+from vidcache_jax.ops.mosaic import reason_against_heads
 from vidcache_jax.ops.scoring import ref, tpu
-
-
-class Implementation(NamedTuple):
-    """One way to compute `column_means`."""
-
-    score: Callable[..., ref.ColumnMeans]
-    reason_against: Callable[[Heads], str | None]
-    """Why it cannot do this for such queries, None if it can."""
-    platform: str | None = None
-    """Where it is preferred to "xla", in JAX's words."""
-
 
 IMPLEMENTATIONS: Mapping[str, Implementation] = {
     "xla": Implementation(ref.column_means, lambda q: None),
-    "tpu": Implementation(tpu.column_means, tpu.reason_against, "tpu"),
+    "tpu": Implementation(tpu.column_means, reason_against_heads, "tpu"),
 }

@@ -10,13 +10,12 @@ Queries lie along sublanes and keys along lanes, so that column sums reduce over
 rows. The running maximum and denominator of pass 1 are kept for each of the 128 lanes by itself,
 as if a query had 128 softmaxes; lanes are merged once, after its last block of keys.
 
-A layer's queries and keys are rotated beforehand, by XLA: in the kernel every block of keys would
-be rotated anew for every block of queries. Mean logits need no logits either: the mean of products
+A head's queries and keys are rotated beforehand, by XLA: in the kernel every block of keys would be
+rotated anew for every block of queries. Mean logits need no logits either: the mean of products
 is the product with the mean query.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -26,13 +25,17 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.ops.attention import AttentionPart
+from vidcache_jax.ops.mosaic import (
+    LANES,
+    LOG2_E,
+    LOWEST,
+    SUBLANES,
+    VMEM_LIMIT,
+    round_up,
+    size_of_a_token,
+)
 from vidcache_jax.ops.rope import rotate
 from vidcache_jax.ops.scoring.ref import ColumnMeans
-
-_LANES, _SUBLANES = 128, 8
-_LOG2_E = math.log2(math.e)
-_LOWEST = float(jnp.finfo(jnp.float32).min)
-_VMEM_LIMIT = 48 * 2**20
 
 
 class Tiling(NamedTuple):
@@ -46,25 +49,14 @@ class Tiling(NamedTuple):
     """Keys whose logits are formed together; a multiple of 128."""
 
 
-def reason_against(q: Float[Array, "B N T H"]) -> str | None:
-    """Why the kernel cannot do this, None if it can."""
-    if q.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"bfloat16 or float32 is needed, not {q.dtype}"
-    if q.shape[-1] % _LANES != 0:
-        return f"head_dim={q.shape[-1]} is no multiple of {_LANES}, the lanes of a vector register"
-    return None
-
-
 def choose_tiling(num_queries: int, num_keys: int, head_dim: int, dtype: jnp.dtype) -> Tiling:
     """Blocks of queries of equal size, and blocks of keys, both with little to fill up."""
-    # float32, and more than one register of head_dim, take as much more VMEM; a v4 has 16 MiB.
-    times = max(1, dtype.itemsize // 2) * max(1, head_dim // _LANES)
-    query_blocks = -(-num_queries // (1664 // times))
-    sizes = range(768, 1536 + 1, _LANES)
-    keys = min(sizes, key=lambda size: (_round_up(num_keys, size), -size))
+    query_blocks = -(-num_queries // (1664 // size_of_a_token(head_dim, dtype)))
+    sizes = range(768, 1536 + 1, LANES)
+    keys = min(sizes, key=lambda size: (round_up(num_keys, size), -size))
     return Tiling(
-        queries=_round_up(-(-num_queries // query_blocks), _SUBLANES),
-        keys=min(keys, _round_up(num_keys, _LANES)),
+        queries=round_up(-(-num_queries // query_blocks), SUBLANES),
+        keys=min(keys, round_up(num_keys, LANES)),
         piece=256,
     )
 
@@ -81,7 +73,7 @@ def column_means(
     tiling: Tiling | None = None,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> ColumnMeans:
-    """`ref.column_means`, for what `reason_against` has nothing against; it has no gradient.
+    """`ref.column_means`, for heads that suit a kernel (`mosaic`); it has no gradient.
 
     Args:
       tiling: None for `choose_tiling`'s.
@@ -196,7 +188,7 @@ def column_sums(
         log_sum_block = lambda b, n, d, i, *_: (b, n, i, 0, 0)
         specs.append(pl.BlockSpec((None, None, None, 1, tiling.queries), log_sum_block))
         arrays.append(known.reshape(batch, num_heads, query_blocks, 1, tiling.queries))
-    statistic = pltpu.VMEM((tiling.queries, _LANES), jnp.float32)
+    statistic = pltpu.VMEM((tiling.queries, LANES), jnp.float32)
     pairs = batch * num_heads * horizon * num_queries * num_keys
     sums = pl.pallas_call(
         functools.partial(_kernel, tiling=tiling, num_queries=num_queries, key_blocks=key_blocks),
@@ -215,7 +207,7 @@ def column_sums(
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",) * 3 + ("arbitrary",) * 3,
-            vmem_limit_bytes=_VMEM_LIMIT,
+            vmem_limit_bytes=VMEM_LIMIT,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * num_passes * pairs * head_dim,
@@ -240,7 +232,7 @@ def _kernel(counts, q, k, visible, *rest, tiling: Tiling, num_queries: int, key_
         pl.program_id(4) == pl.num_programs(4) - 1, pl.program_id(5),
     )  # fmt: skip
     sees = counts[video, head if counts.shape[1] > 1 else 0, key_block] > 0
-    scale = q.shape[-1] ** -0.5 * _LOG2_E
+    scale = q.shape[-1] ** -0.5 * LOG2_E
     # The MXU's default would round float32 operands to bfloat16.
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     pieces = [
@@ -262,14 +254,14 @@ def _kernel(counts, q, k, visible, *rest, tiling: Tiling, num_queries: int, key_
 
         @pl.when(key_block == 0)
         def take():
-            row = known[0][...] * _LOG2_E
-            top[...] = jnp.broadcast_to(row, (_LANES, tiling.queries)).T
+            row = known[0][...] * LOG2_E
+            top[...] = jnp.broadcast_to(row, (LANES, tiling.queries)).T
 
     else:
 
         @pl.when(~is_last_pass & (key_block == 0))
         def clear():
-            top[...] = jnp.full_like(top, _LOWEST)
+            top[...] = jnp.full_like(top, LOWEST)
             total[...] = jnp.zeros_like(total)
 
         @pl.when(~is_last_pass & sees)
@@ -279,7 +271,7 @@ def _kernel(counts, q, k, visible, *rest, tiling: Tiling, num_queries: int, key_
                 # -inf against a maximum that is finite from the start: never a difference of
                 # infinities.
                 z = jnp.where(visible[:, start : start + size] > 0, products(start, size), -jnp.inf)
-                lanes = [z[:, at : at + _LANES] for at in range(0, size, _LANES)]
+                lanes = [z[:, at : at + LANES] for at in range(0, size, LANES)]
                 m_new = functools.reduce(jnp.maximum, lanes, m)
                 l = l * jnp.exp2((m - m_new) * scale)
                 l = functools.reduce(jnp.add, (jnp.exp2((x - m_new) * scale) for x in lanes), l)
@@ -301,11 +293,7 @@ def _kernel(counts, q, k, visible, *rest, tiling: Tiling, num_queries: int, key_
         residual = top[...]
         for start, size in pieces:
             z = products(start, size)
-            for at in range(0, size, _LANES):
-                weight = jnp.exp2(z[:, at : at + _LANES] * scale - residual)
-                columns = slice(start + at, start + at + _LANES)
+            for at in range(0, size, LANES):
+                weight = jnp.exp2(z[:, at : at + LANES] * scale - residual)
+                columns = slice(start + at, start + at + LANES)
                 sums[key_block, :, columns] += jnp.sum(weight, axis=0, keepdims=True)
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
