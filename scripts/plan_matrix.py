@@ -17,34 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 from rich.console import Console
 
 import vidcache_jax as vj
-from vidcache_jax.cache import CachePolicy, HeadRoles
-from vidcache_jax.planning.chips import CHIPS
-from vidcache_jax.planning.compiled import compiled_plan
+from vidcache_jax.benchmark.wan import paper_roles
+from vidcache_jax.cache import CachePolicy
+from vidcache_jax.config import WAN
 from vidcache_jax.planning.plan import GIB
-from vidcache_jax.planning.slices import chips_of, mesh_for_one_video
-from vidcache_jax.planning.topology import tpu_devices
-from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sharding import Layout, make_mesh
+from vidcache_jax.planning.planned_run import PlannedRun
+from vidcache_jax.sampling.output_file import write_text
 
-MODELS = {"1.3B": vj.WanConfig.wan_1_3b(), "14B": vj.WanConfig.wan_14b()}
+MODELS = {"1.3B": WAN["wan-1.3b"], "14B": WAN["wan-14b"]}
 LATENT_SIZE = (60, 104)
-FRAMES_A_LATENT = 4
-
-
-def paper_roles(config: vj.WanConfig) -> HeadRoles:
-    """A quarter of the heads anchors, a fifth local, as Head Forcing's percentiles have it."""
-    count = config.num_layers * config.num_heads
-    roles = ["anchor"] * (count // 4) + ["local"] * (count // 5)
-    roles += ["memory"] * (count - len(roles))
-    rows = tuple(tuple(roles[layer :: config.num_layers]) for layer in range(config.num_layers))
-    return HeadRoles(rows)
-
-
 POLICIES: dict[str, Callable[[vj.WanConfig], CachePolicy]] = {
     "`full`, a minute": lambda config: vj.FullCache(capacity=243),
     "`sliding-window`, 21": lambda config: vj.SlidingWindow(21, 3),
@@ -98,7 +83,7 @@ def main(args: Args) -> None:
     if args.write is None:
         print(text)
     else:
-        args.write.write_text(text, encoding="utf-8")
+        write_text(args.write, text)
 
 
 def kept(case: Case, folder: Path) -> dict[str, Any]:
@@ -106,26 +91,25 @@ def kept(case: Case, folder: Path) -> dict[str, Any]:
     name = "-".join(str(value) for value in dataclasses.astuple(case))
     path = folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
     if not path.exists():
-        path.write_text(json.dumps(row_of(case)))
+        write_text(path, json.dumps(row_of(case)))
     return json.loads(path.read_text())
 
 
 def row_of(case: Case) -> dict[str, Any]:
-    config, rollout = MODELS[case.model], vj.RolloutConfig()
-    chip, count = chips_of(case.topology)
-    rows, columns = config.token_grid(*LATENT_SIZE)
-    tokens = rollout.frames_per_chunk * rows * columns
-    mesh = make_mesh(
-        **mesh_for_one_video(config.num_heads, tokens, count), devices=tpu_devices(case.topology)
+    config = MODELS[case.model]
+    run = PlannedRun(
+        config=config,
+        policy=POLICIES[case.policy](config),
+        topology=case.topology,
+        latent_size=LATENT_SIZE,
+        shard_weights=case.shard_weights,
     )
-    layout = Layout(mesh, case.shard_weights)
-    static = Rollout(config, rollout, POLICIES[case.policy](config), layout)
     try:
-        plan = compiled_plan(static, layout.size("data"), LATENT_SIZE, CHIPS[chip], jnp.bfloat16)
+        plan = run.compiled()
     except jax.errors.JaxRuntimeError as error:
         return {"refused": str(error).strip().splitlines()[0]}
     return {
-        "chips": count,
+        "chips": plan.num_chips,
         "videos": plan.videos,
         "headroom": plan.headroom / GIB,
         "state": plan.state / GIB,

@@ -4,9 +4,7 @@ import dataclasses
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
-from jax.sharding import AbstractMesh
 from rich.console import Console
 from rich.table import Table
 
@@ -15,17 +13,10 @@ from vidcache_jax.commands.policy_option import (
     take_policy_name,
     with_policy_options,
 )
-from vidcache_jax.config import RolloutConfig, WanConfig
-from vidcache_jax.planning.analytic import analytic_plan
-from vidcache_jax.planning.chips import CHIPS
-from vidcache_jax.planning.compiled import compiled_plan
+from vidcache_jax.config import WAN
 from vidcache_jax.planning.plan import GIB, Plan
-from vidcache_jax.planning.slices import SHAPES, chips_of, mesh_for_one_video
-from vidcache_jax.planning.topology import tpu_devices
-from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sharding import DATA, HEADS, SEQUENCE, Layout, make_mesh, parse_mesh
+from vidcache_jax.planning.planned_run import PlannedRun
 
-MODELS = {"wan-1.3b": WanConfig.wan_1_3b(), "wan-14b": WanConfig.wan_14b()}
 STRIDE = 8
 """Pixels of a latent row or column (Wan's VAE)."""
 FRAMES_A_LATENT = 4
@@ -66,12 +57,18 @@ def main(argv: list[str]) -> int:
             prog="vidcache plan",
             registry=FILE_OPTIONS,
         )
-        formulas = analytic_of(args, args.topology)
-        smallest = smallest_that_fits(args)
-        plan, refusal = formulas, None
-        if args.compile and is_tpu(args.topology):
+        run = PlannedRun(
+            config=WAN[args.model],
+            policy=args.policy,
+            topology=args.topology,
+            latent_size=latents_of(args.resolution),
+            mesh=args.mesh,
+            shard_weights=args.shard_weights,
+        )
+        plan, refusal, smallest = run.by_formula(), None, run.smallest()
+        if args.compile and run.is_on_tpus:
             try:
-                plan = compiled_of(args)
+                plan = run.compiled()
             except jax.errors.JaxRuntimeError as error:
                 # The compiler refuses what exceeds the chip, with its own account of it.
                 refusal = f"does not fit: {_first_lines(error)}"
@@ -84,64 +81,6 @@ def main(argv: list[str]) -> int:
     if refusal is not None:
         console.print(refusal, markup=False)
     return 0 if refusal is None else 1
-
-
-def is_tpu(topology: str) -> bool:
-    return topology.startswith("v")
-
-
-def compiled_of(args) -> Plan:
-    """The plan of the program as compiled for the devices of a TPU slice.
-
-    Raises:
-      ValueError: there is no such slice, or the run does not divide over the mesh.
-      jax.errors.JaxRuntimeError: the program does not fit, says the compiler.
-    """
-    devices = tpu_devices(args.topology)
-    return _plan(
-        args, args.topology, compiled_plan, lambda **sizes: make_mesh(**sizes, devices=devices)
-    )
-
-
-def analytic_of(args, topology: str) -> Plan:
-    """The plan by formulas.
-
-    Raises:
-      ValueError: an argument is not understood, or does not divide over the mesh.
-    """
-    _, count = chips_of(topology)
-
-    def abstract(data: int = 1, heads: int = 1, sequence: int = 1) -> AbstractMesh:
-        if data * heads * sequence != count:
-            raise ValueError(
-                f"mesh {args.mesh!r} has not {count} places, as many as {topology} has chips"
-            )
-        return AbstractMesh((data, sequence, heads), (DATA, SEQUENCE, HEADS))
-
-    return _plan(args, topology, analytic_plan, abstract)
-
-
-def smallest_that_fits(args) -> str | None:
-    """The smallest slice of the same chips on which one video fits, by formulas."""
-    chip, _ = chips_of(args.topology)
-    one_video = dataclasses.replace(args, mesh=None)
-    names = [f"{chip}:{shape}" for shape in SHAPES[chip]]
-    return next((name for name in names if analytic_of(one_video, name).headroom >= 0), None)
-
-
-def _plan(args, topology: str, planner, mesh_of) -> Plan:
-    chip, count = chips_of(topology)
-    config, rollout = MODELS[args.model], RolloutConfig()
-    latent_size = latents_of(args.resolution)
-    if args.mesh:
-        sizes = parse_mesh(args.mesh)
-    else:
-        rows, columns = config.token_grid(*latent_size)
-        tokens = rollout.frames_per_chunk * rows * columns
-        sizes = mesh_for_one_video(config.num_heads, tokens, count)
-    layout = Layout(mesh_of(**sizes), args.shard_weights)
-    static = Rollout(config, rollout, args.policy, layout)
-    return planner(static, layout.size(DATA), latent_size, CHIPS[chip], jnp.bfloat16)
 
 
 def latents_of(resolution: str) -> tuple[int, int]:

@@ -28,7 +28,7 @@ class Run:
     seconds: float
     scale: int
     model: str
-    """Its name and fingerprint, its frame size and how it is sampled."""
+    """`VideoModel.described` and its fingerprint."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,9 +87,7 @@ class Comparison:
     @functools.cached_property
     def runs(self) -> tuple[Run, ...]:
         """Policies innermost, so that an interrupted comparison still compares."""
-        height, width = self.model.frame_size
-        name = f"{self.model.name} {fingerprint(self.model.params)}"
-        model = f"{name}, {height} x {width} pixels, {self.model.rollout}"
+        model = f"{self.model.described}, weights {fingerprint(self.model.params)}"
         return tuple(
             Run(
                 label=label,

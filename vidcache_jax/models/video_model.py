@@ -45,3 +45,9 @@ class VideoModel:
         """(height, width) of the video in pixels."""
         height, width = self.latent_size
         return height * self.codec.spatial_stride, width * self.codec.spatial_stride
+
+    @property
+    def described(self) -> str:
+        """Its name, its frames and how it is sampled: what settings of a run say of it."""
+        height, width = self.frame_size
+        return f"{self.name}, {height} x {width} pixels, {self.rollout}"

@@ -66,9 +66,8 @@ class Job:
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """All that the videos depend on but their prompts, for JSON."""
-        height, width = self.model.frame_size
         return {
-            "model": f"{self.model.name}, {height} x {width} pixels, {self.model.rollout}",
+            "model": self.model.described,
             "weights": fingerprint(self.model.params),
             "policy": repr(self.rollout.policy),
             "seed": self.seed,

@@ -15,10 +15,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from checkpoints_convert.rules import apply_rules
 from checkpoints_convert.wan_vae import WAN_VAE_RULES
+from tests.models.cases import QUICK
 from vidcache_jax.models.wan_vae import WanVAE, WanVAEConfig
-
-QUICK = {"xla_backend_optimization_level": 0}
-"""Compiler options: the same HLO, machine code unoptimised, compiled in half the time."""
 
 encode = jax.jit(WanVAE.encode, static_argnums=0, compiler_options=QUICK)
 decode = jax.jit(WanVAE.decode, static_argnums=0, compiler_options=QUICK)
