@@ -1,4 +1,4 @@
-"""Every command and every program in the README is run."""
+"""Every command and every program in the README and in docs/measured.md is run."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests import pipelines
 from tests.convert.checkpoints import CASE, config_json, save_pt, tensors, wan_folder
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/measured.md"))
 # `pip install` is what .ci/run does before the tests; here it is cut off.
 INSTALL = re.compile(r"^pip install -e \S+ && ")
 
