@@ -78,7 +78,7 @@ def main(args: Args) -> None:
     for case in dict.fromkeys((*CASES, *SHARDED, *SCALING)):
         if case.model in args.models and case.policy in args.policies:
             rows[case] = kept(case, args.work_dir)
-            console.print(f"{case}: {rows[case]}", markup=False, highlight=False)
+            console.print(f"{case}: {rows[case]}", markup=False, highlight=False, soft_wrap=True)
     text = page(rows)
     if args.write is None:
         print(text)

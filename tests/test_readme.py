@@ -159,7 +159,7 @@ def test_bench_machine_command_in_small(tmp_path):
     overhead = chunk["seconds"] / chunk["window_seconds"] - 1
     row = rf"│ sliding-window:.*│ 6 +│ {1e3 * chunk['seconds']:.2f} ms │ .*│ {share:.0%} +│ .*"
     assert re.search(row + re.escape(f"│ {overhead:+.1%}"), printed), printed
-    assert [each["window"] for each in found["attention"]] == [3, 6]
+    assert [each["frames"] for each in found["attention"]] == ["3", "6", "1 to 6"]
     assert found["left_out"].keys() == {"tpu", "gpu"}
     assert found["others"]["first_chunk"] > found["others"]["decode"] > 0
 

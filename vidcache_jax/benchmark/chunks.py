@@ -27,7 +27,7 @@ class ChunkTime:
       flops: of all passes (`planning.counts`) over that many; None after a transition (ISPA), which
         leaves fewer.
       ceiling: FLOP/s of a matrix product in the same turns.
-      frames: pixel frames of a chunk.
+      frames: pixel frames of a chunk, of all videos.
       window_seconds: of `SlidingWindow` with as many slots, in turns with the policy.
       cache_nbytes: buffers of the cache.
       temporaries: bytes that the program needs besides; None where the compiler does not tell.
@@ -63,14 +63,18 @@ class OtherTimes:
 
 
 def measure_chunks(
-    model: VideoModel, policies: Mapping[str, CachePolicy], product: Product, rounds: int
+    model: VideoModel,
+    policies: Mapping[str, CachePolicy],
+    product: Product,
+    rounds: int,
+    videos: int = 1,
 ) -> Iterator[ChunkTime]:
-    """Each policy once its memory is full, and its window."""
+    """Each policy once its memory is full, and its window; a chunk of several videos at once."""
     for name, policy in policies.items():
         rollout = Rollout(model.config, model.rollout, policy)
         attended = attended_frames(rollout, model.latent_size)
         window = SlidingWindow(window_size=max(round(attended), model.rollout.frames_per_chunk))
-        own, other = Video(model, policy), Video(model, window)
+        own, other = Video(model, policy, videos), Video(model, window, videos)
         for _ in range(chunks_to_fill(model, attended) - 1):
             jax.block_until_ready((own.advance(), other.advance()))
         calls = {"own": own.advance, "window": other.advance, "product": product.call}
@@ -78,14 +82,15 @@ def measure_chunks(
         work = chunk_work(model.config, model.rollout, model.latent_size, attended)
         memory = own.program().memory_analysis()
         chunk = model.rollout.frames_per_chunk
+        pixel_frames = model.codec.num_pixel_frames
         yield ChunkTime(
             policy=name,
             attended=attended,
             seconds=seconds["own"],
             window_seconds=seconds["window"],
-            flops=work.total if own.policy == policy else None,
+            flops=videos * work.total if own.policy == policy else None,
             ceiling=product.rate(seconds["product"]),
-            frames=model.codec.num_pixel_frames(2 * chunk) - model.codec.num_pixel_frames(chunk),
+            frames=videos * (pixel_frames(2 * chunk) - pixel_frames(chunk)),
             cache_nbytes=own.cache_nbytes,
             temporaries=None if memory is None else memory.temp_size_in_bytes,
         )

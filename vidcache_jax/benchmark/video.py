@@ -1,4 +1,4 @@
-"""The latents of a video, chunk by chunk: a `Session` without pixels, for any prompt."""
+"""The latents of videos, chunk by chunk: a `Session` without pixels, for any prompt."""
 
 import jax
 import numpy as np
@@ -13,15 +13,18 @@ from vidcache_jax.sampling.session import encode_text, latent_shape, make_chunk
 
 
 class Video:
-    """One that is being made."""
+    """One that is being made, or several at once."""
 
-    def __init__(self, model: VideoModel, policy: CachePolicy):
+    def __init__(self, model: VideoModel, policy: CachePolicy, videos: int = 1):
         config = model.config
         self._model = model
         self._rollout = Rollout(config, model.rollout, policy)
-        self._state = self._rollout.init(1, model.latent_size, wan_dit.param_dtype(model.params))
-        text = jax.random.normal(jax.random.key(0), (1, config.text_len, config.text_dim))
+        self._state = self._rollout.init(
+            videos, model.latent_size, wan_dit.param_dtype(model.params)
+        )
+        text = jax.random.normal(jax.random.key(0), (videos, config.text_len, config.text_dim))
         self._text_kv = encode_text(model.params, config, text)
+        self._keys = jax.random.split(jax.random.key(0), videos)
         self._frames_made = 0
 
     @property
@@ -47,6 +50,5 @@ class Video:
 
     def _arguments(self):
         shape, params = latent_shape(self._model), self._model.params
-        keys = jax.random.key(0)[None]
         index = np.int32(self._frames_made // self._model.rollout.frames_per_chunk)
-        return self._rollout, shape, params, self._state, self._text_kv, keys, index
+        return self._rollout, shape, params, self._state, self._text_kv, self._keys, index

@@ -39,7 +39,7 @@ class BenchArgs:
     """Measure this machine with a model, and say what share of the machine the model gets.
 
     Every figure is a median of calls that take turns. A chunk is timed with its noise, its denoise
-    passes and its commit pass, in the steady state, one video; decoding is timed by itself.
+    passes and its commit pass, in the steady state; decoding is timed by itself.
     """
 
     model: str = "tiny"
@@ -55,6 +55,8 @@ class BenchArgs:
     """Each NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
     windows: tuple[int, ...] = (3, 6, 12, 21)
     """Latent frames that a layer's attention is timed over."""
+    videos: int = 1
+    """Made at once in the chunks that are timed; the first chunk and decoding are of one."""
     rounds: int = 10
     """Calls that the medians are of."""
     json: Path | None = None
@@ -73,6 +75,8 @@ class Benchmark:
     attention: list[AttentionTime]
     left_out: dict[str, str]
     """Implementations of attention that were not timed, and why."""
+    videos: int
+    """Of the chunks."""
     chunks: list[ChunkTime]
     others: OtherTimes
 
@@ -97,8 +101,11 @@ def main(argv: list[str]) -> int:
 
 def measured(args: BenchArgs, console: Console) -> Benchmark:
     """Raises ValueError for an impossible argument, before anything is measured."""
-    if args.rounds < 1 or min(args.windows, default=0) < 1:
-        raise ValueError(f"rounds={args.rounds} and windows={args.windows} must be at least 1")
+    if min(args.rounds, args.videos, *args.windows) < 1 or not args.windows:
+        raise ValueError(
+            f"rounds={args.rounds}, videos={args.videos} and windows={args.windows} must be at "
+            "least 1"
+        )
     enable_compilation_cache(args.compilation_cache)
     model = model_of(args)
     # A full cache has to hold the chunks before those that are timed, and those.
@@ -117,7 +124,7 @@ def measured(args: BenchArgs, console: Console) -> Benchmark:
     say("first chunk and decoding")
     others = measure_others(model, next(iter(policies.values())), args.rounds)
     chunks = []
-    for chunk in measure_chunks(model, policies, product, args.rounds):
+    for chunk in measure_chunks(model, policies, product, args.rounds, args.videos):
         chunks.append(chunk)
         say(f"chunks: {chunk.policy} done")
     height, width = model.frame_size
@@ -127,6 +134,7 @@ def measured(args: BenchArgs, console: Console) -> Benchmark:
         ceilings=ceilings,
         attention=times,
         left_out=left_out,
+        videos=args.videos,
         chunks=chunks,
         others=others,
     )
@@ -157,12 +165,13 @@ def tables(benchmark: Benchmark) -> list[Table]:
         title="A layer's attention to cached frames; share of a matrix product's rate in turns",
     )  # fmt: skip
     for each in benchmark.attention:
-        row = (milliseconds(each.seconds), _share(each))
-        second.add_row(each.implementation, str(each.window), *row)
+        row = (each.frames, milliseconds(each.seconds), _share(each))
+        second.add_row(each.implementation, *row)
     second.caption = "\n".join(f"not {name}: {why}" for name, why in benchmark.left_out.items())
     third = Table(
         "policy", "slots", "chunk", "frames/s", "share", "cache", "temporaries", "overhead",
-        title="Chunks without decoding; overhead over a sliding window of as many slots",
+        title=f"Chunks of {benchmark.videos} at once, without decoding; overhead over a sliding "
+        "window of as many slots",
     )  # fmt: skip
     mib = lambda nbytes: "unknown" if nbytes is None else f"{nbytes / 2**20:.1f} MiB"
     for each in benchmark.chunks:
