@@ -5,10 +5,10 @@
     python scripts/compile_tpu.py --search v5e     # tilings of the largest attention, best last
 
 *Compiled*: `attention` as the model calls it, no implementation named, at the shapes of Wan's 1.3B
-and 14B at 480 x 832, and the kernels of `ops.scoring` and `ops.merge` as Future Forcing needs them
-for the 1.3B, routing for the 14B as well. A case fails if it does not compile, if the kernel was not
-chosen, or if the program holds more temporaries than a hundredth of the keys and values (or 2 MiB):
-it copies none. Routing may hold its profiles twice: they are not always laid out as it needs.
+and 14B at 480 x 832, and the kernels of `ops.scoring` and `ops.merge` as Future Forcing needs them,
+the latter for both. A case fails if it does not compile, if the kernel was not chosen, or if the
+program holds more temporaries than a hundredth of the keys and values (or 2 MiB): it copies none.
+Routing may hold its profiles twice: they are not always laid out as it needs.
 
 *Instructions* are those that the compiler has scheduled for one block of keys against one block of
 queries, from its own dump; *of peak* is the FLOPs per instruction over what the chip's matrix units
@@ -166,8 +166,9 @@ class RoutingCase:
 
     @property
     def nbytes(self) -> int:
-        # Registers hold eight steps of a horizon.
-        return 4 * self.num_heads * round_up(self.horizon, SUBLANES) * (18 * FRAME + CHUNK)
+        # Registers hold eight steps of a horizon. The ranks are as large as one.
+        retained, rows = 18 * FRAME, round_up(self.horizon, SUBLANES)
+        return 4 * self.num_heads * (rows * (retained + CHUNK) + retained)
 
     @property
     def most_temporaries(self) -> float:

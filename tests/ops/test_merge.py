@@ -157,7 +157,9 @@ def test_a_program_is_built_without_a_kernel_that_is_wrong_here(monkeypatch):
     planted = Implementation(wrong, lambda evicted: None, "cpu")
     monkeypatch.setitem(ROUTING, "planted", planted)
     given = profiles()
-    with pytest.warns(RuntimeWarning, match="routing on 'xla' instead of 'planted': it routes 400 of 400"):
+    with pytest.warns(
+        RuntimeWarning, match="routing on 'xla' instead of 'planted': it routes 400 of 400"
+    ):
         check(route(*map(jnp.asarray, given)), nearest(*given))
 
 
