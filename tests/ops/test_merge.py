@@ -1,4 +1,4 @@
-"""Routing and merging against loops in float64 NumPy.
+"""Routing and merging against float64 NumPy.
 
 The TPU kernel is interpreted, in tiles so small that there are several and ragged ones.
 """
