@@ -171,10 +171,10 @@ def test_lambda_mixes_future_and_history_and_nothing_else():
 @pytest.mark.parametrize("name", ["paper", "many queries"])
 def test_remap_keeps_places_and_ends_right_before_the_next_chunk(name):
     policy = CASES[name]
+    read = quick_jit(functools.partial(policy.read, num_frames=3))
     for chunk, _, committed, cache in filmed(policy):
         end = chunk.start_frame + 3
-        after = policy.read(cache, end, 3)
-        before = policy.read(committed, chunk.start_frame, 3)
+        after, before = read(cache, end), read(committed, chunk.start_frame)
         visible = np.asarray(after.visible)
         # Rows and columns of what is left are what they were.
         moved = np.asarray(after.position)[visible] - np.asarray(before.position)[visible]

@@ -1,71 +1,185 @@
-"""Routing and merging against loops in float64 NumPy."""
+"""Routing and merging against float64 NumPy.
+
+The TPU kernel is interpreted, in tiles so small that there are several and ragged ones.
+"""
+
+import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
-from vidcache_jax.ops.merge import merge_values, ref, route
-from vidcache_jax.ops.merge.api import IMPLEMENTATIONS
+from vidcache_jax.ops.implementations import Implementation
+from vidcache_jax.ops.merge import check as soundness_of_routing
+from vidcache_jax.ops.merge import merge_values, ref, route, tpu
+from vidcache_jax.ops.merge.table import MERGING, ROUTING
+from vidcache_jax.sharding import make_mesh
 from vidcache_jax.testing import assert_close, same_bits
 
-D, B, N, S, H, E, R = 3, 2, 2, 20, 12, 8, 12
+D, B, N, E, R = 3, 2, 3, 140, 300
+S, H, P = 20, 12, 8
+# Two blocks of evicted profiles and two of retained ones, of two pieces each; none is full.
+KERNEL = jax.jit(functools.partial(tpu.route, tiling=tpu.Tiling(128, 256, 128), interpret=True))
+BOTH = pytest.mark.parametrize("routing", [route, KERNEL], ids=["xla", "tpu"])
 
 
 def profiles(seed=0):
+    """What is not retained is NaN."""
     rng = np.random.default_rng(seed)
     draw = lambda count: rng.standard_normal((B, N, D, count)).astype(np.float32)
     is_retained = rng.random((B, N, R)) < 0.8
     is_retained[..., -1] = True
     rank = np.stack([rng.permutation(R) for _ in range(B * N)]).reshape(B, N, R)
-    return draw(E), draw(R), np.where(is_retained, rank, -1).astype(np.int32)
+    retained = np.where(is_retained[:, :, None], draw(R), np.float32(np.nan))
+    return draw(E), retained, np.where(is_retained, rank, -1).astype(np.int32)
 
 
 def nearest(evicted, retained, rank):
+    """(rank, cosine), from the whole matrix in float64, with columns in the order of ranks."""
     place, cosine = np.zeros((B, N, E), int), np.full((B, N, E), -np.inf)
-    for b, n, e, r in np.ndindex(B, N, E, R):
-        if rank[b, n, r] >= 0:
-            x, y = (p[b, n, :, i].astype(np.float64) for p, i in ((evicted, e), (retained, r)))
-            norms = np.linalg.norm(x) * np.linalg.norm(y)
-            value = x @ y / norms if norms else 0.0
-            if (value, -rank[b, n, r]) > (cosine[b, n, e], -place[b, n, e]):
-                place[b, n, e], cosine[b, n, e] = rank[b, n, r], value
+    for b, n in np.ndindex(B, N):
+        order = np.argsort(rank[b, n])[np.sum(rank[b, n] < 0) :]
+        unit = lambda x: x / np.where((norm := np.linalg.norm(x, axis=0)) > 0, norm, 1)
+        x, y = (unit(p.astype(np.float64)) for p in (evicted[b, n], retained[b, n][:, order]))
+        cosines = x.T @ y
+        # Of equal ones, up to rounding, the first.
+        best = np.argmax(cosines > cosines.max(axis=1, keepdims=True) - 1e-9, axis=1)
+        place[b, n], cosine[b, n] = rank[b, n, order[best]], cosines.max(axis=1)
     return place, cosine
 
 
-@pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
-def test_route_finds_the_highest_cosine(implementation):
+def check(found, expected):
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert_close(found[1], expected[1])
+
+
+@BOTH
+def test_route_finds_the_highest_cosine(routing):
     given = profiles()
-    place, cosine = route(*map(jnp.asarray, given), implementation=implementation)
-    expected = nearest(*given)
-    np.testing.assert_array_equal(place, expected[0])
-    assert_close(cosine, expected[1])
+    found, again = (routing(*map(jnp.asarray, given)) for _ in range(2))
+    check(found, nearest(*given))
+    assert all(map(same_bits, found, again))
 
 
-def test_route_in_blocks_and_of_equals_the_lowest_rank():
+def with_equals():
+    """Every profile has two others in its direction, longer, in blocks of their own."""
     evicted, retained, rank = profiles(1)
-    retained[..., 7:] = 2 * retained[..., 1:6]
-    rank[:] = np.arange(R)[::-1]
-    place, _ = ref.route(
-        *map(jnp.asarray, (evicted, retained, rank)), most_evicted=3, most_retained=4
-    )
-    np.testing.assert_array_equal(place, nearest(evicted, retained, rank)[0])
-    # Of the equal ones those from 7 on have the lower ranks.
-    assert not {*np.asarray(place).flat} & {*range(R - 6, R - 1)}
+    retained = np.nan_to_num(retained)
+    rank[:] = np.stack([np.random.default_rng(n).permutation(R) for n in range(N)])
+    retained[..., 100:200], retained[..., 200:] = 2 * retained[..., :100], 4 * retained[..., :100]
+    evicted[..., :10] = retained[..., :10]
+    return evicted, retained, rank
 
 
-def test_a_profile_of_norm_0_is_at_a_right_angle_to_all():
+@pytest.mark.parametrize(
+    "routing",
+    [functools.partial(ref.route, most_evicted=35, most_retained=75), KERNEL],
+    ids=["xla", "tpu"],
+)
+def test_of_equals_the_lowest_rank_whatever_block_it_is_in(routing):
+    given = with_equals()
+    check(routing(*map(jnp.asarray, given)), nearest(*given))
+
+
+@BOTH
+def test_a_profile_of_norm_0_is_at_a_right_angle_to_all(routing):
     evicted, retained, rank = profiles(2)
     evicted[0, 0, :, 0] = 0
-    place, cosine = route(*map(jnp.asarray, (evicted, retained, rank)))
+    place, cosine = routing(*map(jnp.asarray, (evicted, retained, rank)))
     assert cosine[0, 0, 0] == 0
     assert place[0, 0, 0] == rank[0, 0][rank[0, 0] >= 0].min()
 
 
-def test_where_nothing_is_retained_nothing_is_near():
+@BOTH
+def test_where_nothing_is_retained_nothing_is_near(routing):
     evicted, retained, rank = profiles()
-    _, cosine = route(*map(jnp.asarray, (evicted, retained, np.full_like(rank, -1))))
-    assert (np.asarray(cosine) == -np.inf).all()
+    place, cosine = routing(*map(jnp.asarray, (evicted, retained, np.full_like(rank, -1))))
+    assert (np.asarray(cosine) == -np.inf).all() and not np.asarray(place).any()
+
+
+def test_kernel_on_a_simulated_tpu():
+    """Memory is NaN until written, reads out of bounds and races are errors."""
+    given = tuple(x[:1, :1] for x in profiles())
+    simulated = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+    found = tpu.route(
+        *map(jnp.asarray, given), tiling=tpu.Tiling(128, 256, 128), interpret=simulated
+    )
+    check(found, [x[:1, :1] for x in nearest(*profiles())])
+
+
+@pytest.mark.parametrize(
+    ("evicted", "retained", "expected"),
+    [
+        (4680, 28080, (2432, 1408, 512)),
+        (10800, 64800, (2176, 1664, 512)),
+        (200, 320, (256, 384, 512)),
+    ],
+)
+def test_tiling(evicted, retained, expected):
+    assert tpu.choose_tiling(evicted, retained) == expected
+
+
+def lowered_text(routing, platform, num_heads=2):
+    array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((1, num_heads, *shape), dtype)
+    given = array(D, E), array(D, R), array(R, dtype=jnp.int32)
+    return jax.jit(routing).trace(*given).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_none_is_the_best_for_the_platform_lowered_for():
+    assert "tpu_custom_call" in lowered_text(route, "tpu")
+    assert "tpu_custom_call" not in lowered_text(route, "cpu")
+
+
+def test_each_chip_calls_the_kernel_on_its_heads():
+    """As in `Rollout.step`: `data` by hand, heads and tokens left to the compiler."""
+    mesh = make_mesh(data=1, heads=2, sequence=2, devices=jax.devices()[:4])
+    spec = jax.sharding.PartitionSpec()
+    over_mesh = lambda by_hand: jax.shard_map(
+        route, mesh=mesh, axis_names=by_hand, in_specs=spec, out_specs=spec, check_vma=False
+    )
+    text = lowered_text(over_mesh({"data"}), "tpu")
+    [call] = [line for line in text.splitlines() if "@tpu_custom_call" in line]
+    assert f"1x1x{D}x{R}xf32" in call and f"1x2x{D}x{R}xf32" not in call
+    # The compiler would have to divide the videos as well.
+    assert "tpu_custom_call" not in lowered_text(over_mesh({"sequence"}), "tpu")
+
+
+def test_a_program_is_built_without_a_kernel_that_is_wrong_here(monkeypatch):
+    """It would be chosen: nothing but the check, made while tracing, stands against it."""
+
+    def wrong(*given):
+        place, cosine = ref.route(*given)
+        return place + 1, cosine
+
+    planted = Implementation(wrong, lambda evicted: None, "cpu")
+    monkeypatch.setitem(ROUTING, "planted", planted)
+    given = profiles()
+    with pytest.warns(
+        RuntimeWarning, match="routing on 'xla' instead of 'planted': it routes 400 of 400"
+    ):
+        check(route(*map(jnp.asarray, given)), nearest(*given))
+
+
+def test_the_check_lets_a_sound_kernel_pass():
+    sound = Implementation(functools.partial(tpu.route, interpret=True), tpu.reason_against, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert soundness_of_routing.is_sound("sound", sound, D)
+
+
+def test_a_name_means_that_or_an_error_that_says_why():
+    given = tuple(map(jnp.asarray, profiles()))
+    check(route(*given, implementation="xla"), nearest(*profiles()))
+    with pytest.raises(ValueError, match=r"no routing implementation 'fast'; there are \['xla'"):
+        route(*given, implementation="fast")
+    half = (given[0].astype(jnp.bfloat16), *given[1:])
+    with pytest.raises(
+        NotImplementedError, match="routing on 'tpu': float32 is needed, not bfloat"
+    ):
+        route(*half, implementation="tpu")
 
 
 def pairs(seed=0, dtype=np.float32):
@@ -73,10 +187,10 @@ def pairs(seed=0, dtype=np.float32):
     v = rng.standard_normal((B, N, S, H)).astype(dtype)
     weight = rng.random((B, N, D, S)).astype(np.float32)
     slots = np.stack([[rng.permutation(S) for _ in range(N)] for _ in range(B)]).astype(np.int32)
-    source = slots[..., :E]
+    source = slots[..., :P]
     # Few targets, so that several sources meet in one.
-    target = np.take_along_axis(slots[..., E:], rng.integers(0, 4, (B, N, E)), axis=2)
-    return v, weight, source, target, rng.random((B, N, E)) < 0.8
+    target = np.take_along_axis(slots[..., P:], rng.integers(0, 4, (B, N, P)), axis=2)
+    return v, weight, source, target, rng.random((B, N, P)) < 0.8
 
 
 def blended(v, weight, source, target, is_merged):
@@ -94,7 +208,7 @@ def blended(v, weight, source, target, is_merged):
     return out
 
 
-@pytest.mark.parametrize("implementation", [None, *IMPLEMENTATIONS])
+@pytest.mark.parametrize("implementation", [None, *MERGING])
 def test_merged_values_are_the_stated_blend(implementation):
     given = pairs()
     merged = merge_values(*map(jnp.asarray, given), implementation=implementation)
@@ -178,5 +292,5 @@ def test_works_mapped_and_donated():
 
 
 def test_unknown_implementation_is_named():
-    with pytest.raises(ValueError, match=r"no merge implementation 'fast'; there are \['xla'"):
-        route(*map(jnp.asarray, profiles()), implementation="fast")
+    with pytest.raises(ValueError, match=r"no merging implementation 'fast'; there are \['xla'"):
+        merge_values(*map(jnp.asarray, pairs()), implementation="fast")

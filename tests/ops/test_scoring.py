@@ -97,15 +97,18 @@ def test_blocks_change_nothing(blocks):
     check(means, oracle(*given))
 
 
+@jax.jit
+def attended_of(q, q_position, k, k_position, visible):
+    return attention(rotate(q, q_position), rotate(k, k_position), k, visible[:, :, None])
+
+
 @pytest.mark.parametrize(
     "scoring", [functools.partial(reference, most_queries=4, most_keys=10), KERNEL],
     ids=["xla", "tpu"],
 )  # fmt: skip
 def test_known_residuals_save_a_pass_and_change_nothing(scoring):
     given = inputs(seed=2)
-    q, q_position, k, k_position, visible = map(jnp.asarray, given)
-    attended = attention(rotate(q, q_position), rotate(k, k_position), k, visible[:, :, None])
-    means = means_of(given, scoring, attended=attended)
+    means = means_of(given, scoring, attended=attended_of(*map(jnp.asarray, given)))
     check(means, oracle(*given))
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.cache.token_slots import TokenSlots, put, take
 from vidcache_jax.ops.merge import merge_values, route
-from vidcache_jax.ops.selection import descending, is_among_first, where_true
+from vidcache_jax.ops.selection import descending, is_among_first
 
 RopeRemap = Literal["slot", "frame_rank", "none"]
 
@@ -45,8 +45,7 @@ def split(
     in_order = (jnp.where(stays, tokens.frame, last), tokens.place, slot)
     *_, order = jax.lax.sort(in_order, num_keys=2, is_stable=False)
     rank = jnp.where(stays, put(slot, order, slot), -1)
-    evicted = where_true(~stays, score.shape[-1] - num_kept)
-    return Split(stays, order[..., :num_kept], rank, evicted)
+    return Split(stays, order[..., :num_kept], rank, order[..., num_kept:])
 
 
 def merged(

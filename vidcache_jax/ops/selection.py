@@ -4,11 +4,13 @@ A sort of many keys is what TPU programs take longest to compile, and the longer
 it has. Deciding bit by bit is one small loop.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 BITS = 32
 
@@ -20,30 +22,41 @@ def is_among_first(keys: Sequence[Int[Array, "B N S"]], count: int) -> Bool[Arra
     the bit 0 are in if there is room for all of them, and else those with the bit 1 are out.
     Entries that are equal in all keys and do not all fit are left out.
     """
-    # As unsigned numbers in the same order.
-    ordered = jnp.stack([key.astype(jnp.uint32) ^ jnp.uint32(1 << (BITS - 1)) for key in keys])
-
-    def next_bit(i: Int[Array, ""], state):
-        chosen, tied, room = state
-        key = jax.lax.dynamic_index_in_dim(ordered, i // BITS, keepdims=False)
-        has_bit = (key >> (BITS - 1 - i % BITS).astype(jnp.uint32)) & 1 == 1
-        low = tied & ~has_bit
-        number = jnp.sum(low, axis=-1, keepdims=True, dtype=jnp.int32)
-        fits = number <= room
-        return (
-            chosen | (low & fits),
-            jnp.where(fits, tied & has_bit, low),
-            room - jnp.where(fits, number, 0),
-        )
-
     shape = keys[0].shape
-    nothing, everything = jnp.zeros(shape, bool), jnp.ones(shape, bool)
     room = jnp.full((*shape[:-1], 1), count, jnp.int32)
-    chosen, tied, room = jax.lax.fori_loop(
-        0, BITS * len(keys), next_bit, (nothing, everything, room)
+    state = _Selection(jnp.zeros(shape, bool), jnp.ones(shape, bool), room)
+    # A loop for each key: one over all of them would take each out of a stack in every turn. And
+    # all is decided in loops, by the same numbers: XLA might compute a score anew beside them,
+    # with other roundings.
+    for key in keys:
+        # As an unsigned number in the same order.
+        ordered = key.astype(jnp.uint32) ^ jnp.uint32(1 << (BITS - 1))
+        state = jax.lax.fori_loop(0, BITS, functools.partial(_next_bit, ordered), state)
+    return state.chosen | (state.tied & (_number(state.tied) <= state.room))
+
+
+class _Selection(NamedTuple):
+    """What is decided so far."""
+
+    chosen: Bool[Array, "B N S"]
+    tied: Bool[Array, "B N S"]
+    room: Int[Array, "B N 1"]
+
+
+def _next_bit(key: UInt[Array, "B N S"], i: Int[Array, ""], state: _Selection) -> _Selection:
+    has_bit = (key >> (BITS - 1 - i).astype(jnp.uint32)) & 1 == 1
+    low = state.tied & ~has_bit
+    number = _number(low)
+    fits = number <= state.room
+    return _Selection(
+        chosen=state.chosen | (low & fits),
+        tied=jnp.where(fits, state.tied & has_bit, low),
+        room=state.room - jnp.where(fits, number, 0),
     )
-    left = jnp.sum(tied, axis=-1, keepdims=True, dtype=jnp.int32)
-    return chosen | (tied & (left <= room))
+
+
+def _number(mask: Bool[Array, "B N S"]) -> Int[Array, "B N 1"]:
+    return jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
 
 
 def descending(score: Float[Array, "*shape"]) -> Int[Array, "*shape"]:

@@ -10,7 +10,8 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 def estimated_cycles(hlo: str) -> int:
     """Clock cycles of all instructions that the compiler has estimated, one after the other.
 
-    It estimates its own fusions and copies; kernels of ours and collectives it does not.
+    It estimates its own fusions and copies; kernels of ours, collectives, sorts, gathers and
+    scatters it does not.
 
     Args:
       hlo: ``compiled.as_text()``.

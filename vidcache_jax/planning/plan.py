@@ -22,7 +22,7 @@ class Plan:
       temporaries: bytes that the program needs besides.
       work: operations of this chip.
       traffic: collectives of this chip.
-      compiler_seconds: what the compiler expects of a chunk without attention kernels and
+      compiler_seconds: what the compiler expects of a chunk without kernels of ours and
         collectives; None if nothing was compiled, and temporaries and traffic are by formula.
     """
 

@@ -1,19 +1,13 @@
 """The public merging calls and the choice of their implementation."""
 
-from collections.abc import Callable, Mapping
-
 from jaxtyping import Array, Bool, Float, Int
 
-from vidcache_jax.ops.by_heads import by_heads
-from vidcache_jax.ops.implementations import named
+from vidcache_jax.ops.by_heads import by_heads, compiler_axes
+from vidcache_jax.ops.implementations import choose, named
 from vidcache_jax.ops.merge import ref
-
-IMPLEMENTATIONS: Mapping[str, tuple[Callable, Callable]] = {"xla": (ref.route, ref.merge_values)}
-"""(route, merge_values)."""
-
-
-def _chosen(implementation: str | None) -> tuple[Callable, Callable]:
-    return named("merge", IMPLEMENTATIONS, implementation or "xla")
+from vidcache_jax.ops.merge.check import is_sound
+from vidcache_jax.ops.merge.table import MERGING, ROUTING
+from vidcache_jax.sharding import HEADS
 
 
 def route(
@@ -25,18 +19,29 @@ def route(
 ) -> tuple[Int[Array, "B N E"], Float[Array, "B N E"]]:
     """For each evicted profile, the retained one of highest cosine; see `ref.route`.
 
+    On a mesh each chip routes what its heads evict.
+
     Args:
       evicted, retained: profiles, one number for each step of the horizon.
-      rank: of the retained among each other, from 0; -1 for entries that are not retained.
-      implementation: a name in `IMPLEMENTATIONS`, or None for the best one supported.
+      rank: of the retained among each other, from 0; -1 for entries that are not retained, which
+        may hold anything.
+      implementation: "xla", "tpu" or None for the best one that can do this where it runs; a
+        kernel of this machine's device is checked first, once (`check`).
 
     Returns:
       Its rank (of equals, the lowest), and the cosine.
 
     Raises:
       ValueError: no implementation has that name.
+      NotImplementedError: the named implementation cannot do this; the message says why.
     """
-    return _chosen(implementation)[0](evicted, retained, rank)
+    chosen = choose(
+        "routing", ROUTING, implementation, evicted,
+        is_sound=lambda name, each: is_sound(name, each, evicted.shape[2]),
+    )  # fmt: skip
+    # A kernel is called where every axis is mapped by hand: the compiler cannot divide it.
+    axes = {HEADS} if chosen is ref.route else compiler_axes()
+    return by_heads(chosen, evicted, retained, rank, axes=axes)
 
 
 def merge_values(
@@ -55,10 +60,10 @@ def merge_values(
       weight: attention that each slot receives at each step of the horizon.
       source, target: slots; no slot is both.
       is_merged: which of the E pairs count.
-      implementation: a name in `IMPLEMENTATIONS`, or None for the best one supported.
+      implementation: "xla" or None.
 
     Raises:
       ValueError: no implementation has that name.
     """
-    merging = _chosen(implementation)[1]
+    merging = named("merging", MERGING, implementation or "xla").call
     return by_heads(merging, v, weight, source, target, is_merged)

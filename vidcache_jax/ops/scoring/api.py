@@ -1,20 +1,17 @@
 """The one public scoring call and the choice of its implementation."""
 
 import functools
-from collections.abc import Callable
 
-import jax
 from jaxtyping import Array, Bool, Float, Int
 
-from vidcache_jax.array_typing import Heads
 from vidcache_jax.ops.attention import AttentionPart
 from vidcache_jax.ops.by_heads import by_heads, compiler_axes
-from vidcache_jax.ops.implementations import Implementation, kernels, named, undivided
+from vidcache_jax.ops.implementations import choose
 from vidcache_jax.ops.scoring import ref
 from vidcache_jax.ops.scoring.check import is_sound
 from vidcache_jax.ops.scoring.ref import ColumnMeans
 from vidcache_jax.ops.scoring.table import IMPLEMENTATIONS
-from vidcache_jax.sharding import HEADS, MODEL_AXES
+from vidcache_jax.sharding import HEADS
 
 
 def column_means(
@@ -49,44 +46,11 @@ def column_means(
       ValueError: no implementation has that name.
       NotImplementedError: the named implementation cannot do this; the message says why.
     """
-    chosen = _chosen(q, implementation)
+    chosen = choose(
+        "scoring", IMPLEMENTATIONS, implementation, q,
+        is_sound=lambda name, each: is_sound(name, each, q.shape[-1], q.dtype),
+    )  # fmt: skip
     # A kernel is called where every axis is mapped by hand: the compiler cannot divide it.
     axes = {HEADS} if chosen is ref.column_means else compiler_axes()
     score = functools.partial(chosen, ahead=ahead)
     return by_heads(score, q, q_position, k, k_position, visible, attended, axes=axes)
-
-
-def _chosen(q: Heads, implementation: str | None) -> Callable[..., ColumnMeans]:
-    if implementation is None:
-        return _best(q)
-    chosen = named("scoring", IMPLEMENTATIONS, implementation)
-    if reason := _reason_against(chosen, q):
-        raise NotImplementedError(f"scoring on {implementation!r}: {reason}")
-    return chosen.call
-
-
-def _best(q: Heads) -> Callable[..., ColumnMeans]:
-    def is_possible(name: str, each: Implementation) -> bool:
-        return _reason_against(each, q) is None and is_sound(name, each, q.shape[-1], q.dtype)
-
-    there = kernels(IMPLEMENTATIONS, is_possible)
-    if not there:
-        return ref.column_means
-
-    def score(*arguments, ahead: tuple[int, ...]) -> ColumnMeans:
-        # Which device this will run on is known when it is lowered, not here.
-        default, *others = (
-            functools.partial(each, ahead=ahead) for each in (ref.column_means, *there.values())
-        )
-        return jax.lax.platform_dependent(
-            *arguments, default=default, **dict(zip(there, others, strict=True))
-        )
-
-    return score
-
-
-def _reason_against(implementation: Implementation, q: Heads) -> str | None:
-    axes = compiler_axes()
-    if implementation.platform is not None and axes not in (set(), {*MODEL_AXES}):
-        return undivided(axes)
-    return implementation.reason_against(q)
