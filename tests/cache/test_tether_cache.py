@@ -9,7 +9,7 @@ from tests.cache.against_oracle import assert_agrees, tiny_spec
 from tests.cache.commit_program import compile_donated_commit
 from tests.cache.tether_oracle import TetherOracle
 from vidcache_jax.cache import FullCache, SlidingWindow, TetherCache
-from vidcache_jax.ops.recall import frame_moments
+from vidcache_jax.ops.recall.moments import frame_moments
 from vidcache_jax.testing import (
     Trial,
     assert_close,

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from vidcache_jax.cache.tether_cache import CODE_TAU, PAPER_TAU
 from vidcache_jax.ops.implementations import Implementation
 from vidcache_jax.ops.recall import moments as m
-from vidcache_jax.ops.recall import recall, tpu
+from vidcache_jax.ops.recall import recall, store, tpu
 from vidcache_jax.ops.recall.check import is_sound
 from vidcache_jax.ops.recall.ref import align
 from vidcache_jax.ops.recall.ref import recall as reference
@@ -142,6 +142,7 @@ def check_recall(recalling, edit, tau=0.6):
 
 # Two pieces of a frame, the second not full.
 KERNEL = jax.jit(functools.partial(tpu.recall, piece=16, interpret=True), static_argnames="tau")
+STORE = jax.jit(functools.partial(tpu.store, piece=16, interpret=True))
 WIDE = dict(tokens=24, head_dim=128)
 
 
@@ -158,6 +159,25 @@ def test_kernel_on_a_simulated_tpu():
     """Memory is NaN until written, reads out of bounds and races are errors."""
     simulated = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
     check_recall(functools.partial(tpu.recall, interpret=simulated), edits(**WIDE))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("storing", [store, STORE], ids=["xla", "tpu"])
+def test_stored_frames_and_their_moments(storing, dtype):
+    """Every slot that gets none keeps its bits, and its moments."""
+    edit, other = edits(**WIDE, dtype=dtype), edits(**WIDE, dtype=dtype, seed=1)
+    # Of what is held in the third slot, and, as it is NaN, in the last one, nothing is left.
+    places = jnp.array([[5, 2], [2, 5]], jnp.int32)
+    new = other.x[:, :, : 2 * WIDE["tokens"]]
+    x, moments = storing(edit.x, edit.moments, new, places)
+    as_frames = lambda x: np.asarray(x).reshape(VIDEOS, HEADS, -1, WIDE["tokens"], x.shape[-1])
+    expected = as_frames(edit.x).copy()
+    for video in range(VIDEOS):
+        expected[video][:, places[video]] = as_frames(new)[video]
+    assert same_bits(as_frames(x), expected)
+    expected = expected.astype(np.float64)
+    np.testing.assert_allclose(moments.mean, expected.mean(axis=3), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(moments.variance, expected.var(axis=3), rtol=1e-4, atol=1e-6)
 
 
 def lowered_text(platform, by_hand=None, implementation=None, **size):
@@ -203,16 +223,20 @@ def test_a_program_is_built_without_a_kernel_that_is_wrong_here(monkeypatch):
         return reference(*edit, tau=tau / 2)
 
     planted = Implementation(wrong, lambda *_: None, "cpu")
-    monkeypatch.setitem(IMPLEMENTATIONS, "planted", planted)
+    monkeypatch.setitem(
+        IMPLEMENTATIONS, "recall", {**IMPLEMENTATIONS["recall"], "planted": planted}
+    )
     with pytest.warns(RuntimeWarning, match="recall on 'xla' instead of 'planted': .* in frames"):
         check_recall(recall, edits())
 
 
 def test_the_check_lets_a_sound_kernel_pass():
-    sound = Implementation(functools.partial(tpu.recall, interpret=True), tpu.reason_against, "cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert is_sound("sound", sound, 128, jnp.bfloat16)
+    for what, call in (("recall", tpu.recall), ("store", tpu.store)):
+        call = functools.partial(call, interpret=True)
+        sound = Implementation(call, tpu.reason_against, "cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert is_sound(what, "sound", sound, 128, jnp.bfloat16)
 
 
 def test_a_name_means_that_or_an_error_that_says_why(monkeypatch):

@@ -29,17 +29,20 @@ def write_frames(
     frame_index: Int[Array, "#B F"],
 ) -> SlotCache:
     """Writes frame i of (k, v) into ``slots[:, i]``; every other slot keeps its bits."""
-    shape = (cache.frame_index.shape[0], slots.shape[1])
-    numbers = jnp.broadcast_to(frame_index, shape).astype(jnp.int32)
     put = lambda stored, frames: put_frames(stored, slots, frames.astype(stored.dtype))
+    index = write_numbers(cache.frame_index, slots, frame_index)
+    return dataclasses.replace(cache, k=put(cache.k, k), v=put(cache.v, v), frame_index=index)
+
+
+def write_numbers(
+    frame_index: Int[Array, "B K"], slots: Int[Array, "#B F"], numbers: Int[Array, "#B F"]
+) -> Int[Array, "B K"]:
+    """Number i into ``slots[:, i]``."""
+    shape = (frame_index.shape[0], slots.shape[1])
+    numbers = jnp.broadcast_to(numbers, shape).astype(jnp.int32)
     # A number is the one token of a frame.
     as_token = lambda index: index[:, None, :, None]
-    return dataclasses.replace(
-        cache,
-        k=put(cache.k, k),
-        v=put(cache.v, v),
-        frame_index=put(as_token(cache.frame_index), as_token(numbers))[:, 0, :, 0],
-    )
+    return put_frames(as_token(frame_index), slots, as_token(numbers))[:, 0, :, 0]
 
 
 def order_positions(

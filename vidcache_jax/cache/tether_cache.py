@@ -23,7 +23,7 @@ from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache import grab, slots
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk, SlotCache
-from vidcache_jax.ops.recall import Moments, empty_moments, frame_moments, put_moments, recall
+from vidcache_jax.ops.recall import Moments, empty_moments, recall, store
 
 PAPER_TAU = 0.6
 """The paper's strength of alignment, its optimum over 240 s."""
@@ -143,7 +143,7 @@ class TetherCache(CachePolicy):
         free = ~(regions.sink | kept | regions.recent)
         # Stable: the first free slots, of which there are at least as many as the chunk needs.
         places = jnp.argsort(~free, axis=-1, stable=True)[:, :num_frames]
-        return _put(cache, places, chunk)
+        return self._store(cache, chunk, places)
 
     def memory_index(self, cache: TetherState) -> Int[Array, "L memory"]:
         """Frames in memory; -1 everywhere until the cache has been full, as in the reference."""
@@ -202,14 +202,10 @@ class TetherCache(CachePolicy):
         v, v_moments = recall(held.v, cache.v, *which, tau=self.tau)
         return TetherState(dataclasses.replace(held, k=k, v=v), k_moments, v_moments)
 
-
-def _put(cache: TetherState, places: Int[Array, "B F"], chunk: Chunk) -> TetherState:
-    """Writes a chunk's frames and their moments; those of what is stored."""
-    k, v = (x.astype(cache.slots.k.dtype) for x in (chunk.k, chunk.v))
-    num_frames = places.shape[1]
-    frames = slots.chunk_frames(chunk.start_frame, num_frames, 1)
-    return TetherState(
-        slots.write_frames(cache.slots, places, k, v, frames),
-        put_moments(cache.k, places, frame_moments(k, num_frames)),
-        put_moments(cache.v, places, frame_moments(v, num_frames)),
-    )
+    def _store(self, cache: TetherState, chunk: Chunk, places: Int[Array, "B F"]) -> TetherState:
+        held = cache.slots
+        k, k_moments = store(held.k, cache.k, chunk.k.astype(held.k.dtype), places)
+        v, v_moments = store(held.v, cache.v, chunk.v.astype(held.v.dtype), places)
+        numbers = slots.chunk_frames(chunk.start_frame, *places.shape[::-1])
+        index = slots.write_numbers(held.frame_index, places, numbers)
+        return TetherState(SlotCache(k, v, index, held.grid), k_moments, v_moments)

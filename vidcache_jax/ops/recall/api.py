@@ -1,15 +1,15 @@
-"""The one public recall call and the choice of its implementation."""
+"""The public calls, recall and store, and the choice of their implementation."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Int
 
-from vidcache_jax.array_typing import CachedHeads
+from vidcache_jax.array_typing import CachedHeads, Heads
 from vidcache_jax.ops.by_heads import by_heads, compiler_axes
 from vidcache_jax.ops.implementations import Implementation, kernels, named, undivided
-from vidcache_jax.ops.recall import ref
 from vidcache_jax.ops.recall.check import is_sound
 from vidcache_jax.ops.recall.moments import Moments
 from vidcache_jax.ops.recall.table import IMPLEMENTATIONS
@@ -47,50 +47,82 @@ def recall(
       ValueError: no implementation has that name.
       NotImplementedError: the named implementation cannot do this; the message says why.
     """
-    chosen = _chosen(x, trusted.shape[1], implementation)
-    if chosen is ref.recall:
-        return ref.recall(x, moments, places, admitted, trusted, tau=tau)
+    shared = places, admitted, trusted
+    return _call("recall", implementation, (x, moments), shared, tau=tau)
+
+
+def store(
+    x: CachedHeads,
+    moments: Moments,
+    frames: Heads,
+    places: Int[Array, "B F"],
+    *,
+    implementation: str | None = None,
+) -> tuple[CachedHeads, Moments]:
+    """Writes F frames and their moments into the slots ``places``; the others keep their bits.
+
+    Chosen, divided and checked as `recall` is.
+
+    Args:
+      frames: of x's dtype.
+      places: no two of a video are the same.
+    """
+    return _call("store", implementation, (x, moments, frames), (places,))
+
+
+def _call(
+    what: str,
+    implementation: str | None,
+    own: tuple[CachedHeads, Moments, *tuple[Any, ...]],
+    shared: tuple[Array, ...],
+    **options: Any,
+) -> tuple[CachedHeads, Moments]:
+    """An operation on arrays that have heads and on others that all heads share."""
+    x, moments, *_ = own
+    chosen = _chosen(what, x, moments.mean.shape[2], implementation)
+    if chosen is IMPLEMENTATIONS[what]["xla"].call:
+        return chosen(*own, *shared, **options)
 
     # A kernel is called where every axis is mapped by hand: the compiler cannot divide it.
-    def of_own_heads(x, moments, *shared):
-        return chosen(x, moments, *(each[:, 0] for each in shared), tau=tau)
+    def of_own_heads(own, shared):
+        return chosen(*own, *(each[:, 0] for each in shared), **options)
 
-    for_all_heads = (each[:, None] for each in (places, admitted, trusted))
-    return by_heads(of_own_heads, x, moments, *for_all_heads, axes=compiler_axes())
+    for_all_heads = [each[:, None] for each in shared]
+    return by_heads(of_own_heads, own, for_all_heads, axes=compiler_axes())
 
 
-def _chosen(x: CachedHeads, num_slots: int, implementation: str | None) -> Callable:
+def _chosen(what: str, x: CachedHeads, num_slots: int, implementation: str | None) -> Callable:
     if implementation is None:
-        return _best(x, num_slots)
-    chosen = named("recall", IMPLEMENTATIONS, implementation)
-    if reason := _reason_against(chosen, x, num_slots):
-        raise NotImplementedError(f"recall on {implementation!r}: {reason}")
+        return _best(what, x, num_slots)
+    chosen = named(what, IMPLEMENTATIONS[what], implementation)
+    if reason := _reason_against(implementation, chosen, x, num_slots):
+        raise NotImplementedError(f"{what} on {implementation!r}: {reason}")
     return chosen.call
 
 
-def _best(x: CachedHeads, num_slots: int) -> Callable:
+def _best(what: str, x: CachedHeads, num_slots: int) -> Callable:
     def is_possible(name: str, each: Implementation) -> bool:
-        reason = _reason_against(each, x, num_slots)
-        return reason is None and is_sound(name, each, x.shape[-1], x.dtype)
+        reason = _reason_against(name, each, x, num_slots)
+        return reason is None and is_sound(what, name, each, x.shape[-1], x.dtype)
 
-    there = kernels(IMPLEMENTATIONS, is_possible)
+    there = kernels(IMPLEMENTATIONS[what], is_possible)
+    default = IMPLEMENTATIONS[what]["xla"].call
     if not there:
-        return ref.recall
+        return default
 
-    def recall_there(*arrays, tau: float):
+    def call(*arrays, **options):
         # Which device this will run on is known when it is lowered, not here.
-        default, *others = (
-            functools.partial(each, tau=tau) for each in (ref.recall, *there.values())
-        )
-        return jax.lax.platform_dependent(
-            *arrays, default=default, **dict(zip(there, others, strict=True))
-        )
+        with_options = {name: functools.partial(each, **options) for name, each in there.items()}
+        otherwise = functools.partial(default, **options)
+        return jax.lax.platform_dependent(*arrays, default=otherwise, **with_options)
 
-    return recall_there
+    return call
 
 
-def _reason_against(implementation: Implementation, x: CachedHeads, num_slots: int) -> str | None:
+def _reason_against(
+    name: str, implementation: Implementation, x: CachedHeads, num_slots: int
+) -> str | None:
     axes = compiler_axes()
-    if implementation.call is not ref.recall and axes not in (set(), {*MODEL_AXES}):
+    if name != "xla" and axes not in (set(), {*MODEL_AXES}):
         return undivided(axes)
     return implementation.reason_against(x, num_slots)

@@ -39,16 +39,20 @@ def recall(
 
     Moments of edited frames become those of what is stored, so after rounding to x's dtype.
     """
-    num_frames = places.shape[1]
     tokens = x.shape[2] // trusted.shape[1]
     frames, own = take_frames(x, places, tokens), take_moments(moments, places)
     aligned = align(frames, own, pooled(moments, trusted), tau)
     is_edited = jnp.repeat(admitted, tokens, axis=1)[:, None, :, None]
     frames = jnp.where(is_edited, aligned, frames)
-    return (
-        put_frames(x, places, frames),
-        put_moments(moments, places, frame_moments(frames, num_frames)),
-    )
+    return store(x, moments, frames, places)
+
+
+def store(
+    x: CachedHeads, moments: Moments, frames: Heads, places: Int[Array, "B F"]
+) -> tuple[CachedHeads, Moments]:
+    """Writes F frames, and their moments, into the slots ``places``."""
+    own = frame_moments(frames, places.shape[1])
+    return put_frames(x, places, frames), put_moments(moments, places, own)
 
 
 def align(x: Heads, own: Moments, trusted: Moments, tau: float) -> Heads:
