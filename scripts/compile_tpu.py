@@ -5,9 +5,10 @@
     python scripts/compile_tpu.py --search v5e     # tilings of the largest attention, best last
 
 *Compiled*: `attention` as the model calls it, no implementation named, at the shapes of Wan's 1.3B
-and 14B at 480 x 832, and the kernel of `ops.scoring` as Future Forcing needs it for the 1.3B. A
-case fails if it does not compile, if the kernel was not chosen, or if the program holds more
-temporaries than a hundredth of the keys and values (or 2 MiB): it copies none.
+and 14B at 480 x 832, `ops.recall` likewise as TetherCache calls it, and the kernel of `ops.scoring`
+as Future Forcing needs it for the 1.3B. A case fails if it does not compile, if the kernel was not
+chosen, or if the program holds more temporaries than a hundredth of the keys and values (or 2 MiB):
+it copies none.
 
 *Instructions* are those that the compiler has scheduled for one block of keys against one block of
 queries, from its own dump; *of peak* is the FLOPs per instruction over what the chip's matrix units
@@ -23,6 +24,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import dataclasses
+import functools
 import math
 import sys
 import tempfile
@@ -40,6 +42,7 @@ from rich.table import Table
 
 from vidcache_jax.ops.attention import attention, tpu
 from vidcache_jax.ops.attention.keys import Keys
+from vidcache_jax.ops.recall import Moments, recall, store
 from vidcache_jax.ops.scoring import tpu as scoring
 from vidcache_jax.planning.topology import tpu_devices
 
@@ -133,7 +136,35 @@ class ScoringCase:
         return 2 * self.num_heads * self.num_keys * 128
 
 
+@dataclasses.dataclass(frozen=True)
+class FramesCase:
+    """Keys of three frames among 21 slots, recalled or stored, at a head_dim of 128 in bfloat16."""
+
+    name: str
+    num_heads: int
+    function: Any
+
+    def arguments(self, sharding: SingleDeviceSharding) -> dict[str, Any]:
+        def array(dtype: Any, *shape: int) -> Any:
+            return jax.ShapeDtypeStruct((1, *shape), dtype, sharding=sharding)
+
+        moment = array(jnp.float32, self.num_heads, 21, 128)
+        given = {
+            "x": array(jnp.bfloat16, self.num_heads, PAST, 128),
+            "moments": Moments(moment, moment),
+            "places": array(jnp.int32, 3),
+        }
+        if self.function is store:
+            return given | {"frames": array(jnp.bfloat16, self.num_heads, CHUNK, 128)}
+        return given | {"admitted": array(jnp.bool, 3), "trusted": array(jnp.bool, 21)}
+
+    @property
+    def cached_nbytes(self) -> int:
+        return 2 * self.num_heads * PAST * 128
+
+
 PAST = 21 * FRAME
+RECALL = functools.partial(recall, tau=0.6)
 LARGEST = Case("1.3B, 21 slots", 12, PAST, num_layers=30, slots=1)
 CASES = (
     LARGEST,
@@ -149,6 +180,10 @@ CASES = (
     Case("VAE, one head of 384", 1, 60 * 104, num_queries=60 * 104, head_dim=384),
     ScoringCase("1.3B, scoring six steps ahead", 12, 18 * FRAME, FRAME, horizon=6),
     ScoringCase("1.3B, scoring the chunk's", 12, 18 * FRAME, CHUNK, has_residuals=True),
+    FramesCase("1.3B, recalling frames", 12, RECALL),
+    FramesCase("1.3B, storing frames", 12, store),
+    FramesCase("14B, recalling frames", 40, RECALL),
+    FramesCase("14B, storing frames", 40, store),
 )
 
 
