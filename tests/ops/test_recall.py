@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from vidcache_jax.cache.tether_cache import CODE_TAU, PAPER_TAU
 from vidcache_jax.ops.implementations import Implementation
 from vidcache_jax.ops.recall import moments as m
 from vidcache_jax.ops.recall import recall, store, tpu
@@ -55,31 +54,10 @@ def test_moments_of_nothing_are_zero(frames):
     assert not pool.mean.any() and not pool.variance.any()
 
 
-@pytest.mark.parametrize("tau", [1.0, PAPER_TAU, CODE_TAU])
-def test_alignment_moves_mean_and_deviation_by_tau(frames, tau):
-    """With tau = 1 a frame has the trusted mean and deviation in every head and channel."""
-    edited, trusted = frames[:, :, 2:], frames[:, :, :2].reshape(2, 3, -1, 5)
-    x = flat(edited)
-    pool = m.frame_moments(flat(frames[:, :, :2]), 1)
-    aligned = np.asarray(align(x, m.frame_moments(x, 2), pool, tau), np.float64)
-    aligned = aligned.reshape(edited.shape)
-    for statistic in (np.mean, np.std):
-        own, goal = statistic(edited, axis=3), statistic(trusted, axis=2)[:, :, None]
-        np.testing.assert_allclose(
-            statistic(aligned, axis=3), (1 - tau) * own + tau * goal, rtol=2e-4, atol=2e-4
-        )
-
-
 def test_without_strength_nothing_changes_a_bit(frames):
     x = flat(frames).astype(jnp.bfloat16)
     own = m.frame_moments(x, 4)
     assert same_bits(align(x, own, m.pooled(own, jnp.ones((2, 4), bool)), 0.0), x)
-
-
-def test_a_constant_frame_stays_finite():
-    x = jnp.full((1, 1, TOKENS, 2), 3.0)
-    own, pool = m.frame_moments(x, 1), m.frame_moments(x + 1, 1)
-    assert_close(align(x, own, pool, 1.0), np.full((1, 1, TOKENS, 2), 4.0))
 
 
 VIDEOS, HEADS, SLOTS = 2, 3, 6
@@ -91,7 +69,8 @@ def edits(tokens=TOKENS, head_dim=5, dtype=jnp.float32, seed=0):
     rng = np.random.default_rng(seed)
     shape = (VIDEOS, HEADS, SLOTS, tokens, head_dim)
     x = rng.standard_normal(shape) + 3 * rng.standard_normal((*shape[:3], 1, head_dim))
-    x[:, :, :, :, 1] = 3.0  # a constant channel
+    x[..., 1] = 3.0  # a constant channel
+    x[..., 2] = 0.3 * x[..., 2] + 100  # one far from zero, as keys have them
     x[:, :, -1] = np.nan
     x = jnp.asarray(x.reshape(VIDEOS, HEADS, -1, head_dim), dtype)
     trusted = jnp.array([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]]) > 0
@@ -142,12 +121,13 @@ def check_recall(recalling, edit, tau=0.6):
 
 # Two pieces of a frame, the second not full.
 KERNEL = jax.jit(functools.partial(tpu.recall, piece=16, interpret=True), static_argnames="tau")
+XLA = jax.jit(recall, static_argnames="tau")
 STORE = jax.jit(functools.partial(tpu.store, piece=16, interpret=True))
 WIDE = dict(tokens=24, head_dim=128)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("recalling", [recall, KERNEL], ids=["xla", "tpu"])
+@pytest.mark.parametrize("recalling", [XLA, KERNEL], ids=["xla", "tpu"])
 def test_admitted_frames_are_edited_in_their_slots(recalling, dtype):
     edit = edits(**WIDE, dtype=dtype)
     check_recall(recalling, edit)
@@ -162,7 +142,7 @@ def test_kernel_on_a_simulated_tpu():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("storing", [store, STORE], ids=["xla", "tpu"])
+@pytest.mark.parametrize("storing", [jax.jit(store), STORE], ids=["xla", "tpu"])
 def test_stored_frames_and_their_moments(storing, dtype):
     """Every slot that gets none keeps its bits, and its moments."""
     edit, other = edits(**WIDE, dtype=dtype), edits(**WIDE, dtype=dtype, seed=1)
@@ -227,7 +207,7 @@ def test_a_program_is_built_without_a_kernel_that_is_wrong_here(monkeypatch):
         IMPLEMENTATIONS, "recall", {**IMPLEMENTATIONS["recall"], "planted": planted}
     )
     with pytest.warns(RuntimeWarning, match="recall on 'xla' instead of 'planted': .* in frames"):
-        check_recall(recall, edits())
+        lowered_text("cpu")
 
 
 def test_the_check_lets_a_sound_kernel_pass():
