@@ -194,7 +194,8 @@ class TetherCache(CachePolicy):
         frames = cache.slots.frame_index
         first = jnp.asarray(start_frame, jnp.int32) - self.recent_size
         displaced = first + jnp.arange(num_frames, dtype=jnp.int32)
-        # A frame that is not held finds slot 0. No harm: what is written goes by the slot alone.
+        # A frame that is not held finds slot 0. Then none has been displaced before, and the frame
+        # in slot 0, the first of all, is in the sink or nothing is trusted: neither is admitted.
         places = jnp.argmax(frames[:, None, :] == displaced[None, :, None], axis=-1)
         admitted = jnp.take_along_axis(admitted, places, axis=-1)
         held, which = cache.slots, (places, admitted, trusted)

@@ -58,7 +58,7 @@ def recall(
     )
     of_head = pl.BlockSpec((None, None, 1, head_dim), lambda b, n, *_: (b, n, 0, 0))
     return _in_place(
-        functools.partial(_edit, tau=tau, piece=piece), x, moments, (places, admitted),
+        "recall", functools.partial(_edit, tau=tau, piece=piece), x, moments, (places, admitted),
         in_slot, [(pool.mean, of_head), (std(pool), of_head)], interpret,
     )  # fmt: skip
 
@@ -78,12 +78,13 @@ def store(
     # What lies in the slots is not read.
     unread = pl.BlockSpec(memory_space=pl.ANY)
     return _in_place(
-        functools.partial(_write, piece=piece), x, moments, (places,),
+        "store", functools.partial(_write, piece=piece), x, moments, (places,),
         unread, [(frames, new)], interpret,
     )  # fmt: skip
 
 
 def _in_place(
+    name: str,
     kernel: Callable[..., None],
     x: CachedHeads,
     moments: Moments,
@@ -123,7 +124,7 @@ def _in_place(
             flops=8 * numbers, transcendentals=0, bytes_accessed=2 * numbers * x.dtype.itemsize
         ),
         interpret=interpret,
-        name=kernel.func.__name__.strip("_"),
+        name=name,
     )(*(table.astype(jnp.int32) for table in tables), *written, *arrays)
     return stored, Moments(mean, variance)
 
