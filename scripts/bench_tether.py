@@ -17,7 +17,7 @@ includes those that never leave the chip.
 
 *Timed*, float32 on this machine, at a smaller grid: medians, the three taking turns in one run.
 The released operations are GRAB with every logit formed and TAME over the frames themselves, on
-PyTorch, written for this script from the description in `cache/grab.py` and `cache/tame.py`.
+PyTorch, written for this script from the description in `cache/grab.py` and `ops/recall/ref.py`.
 """
 
 import dataclasses

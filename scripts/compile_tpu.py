@@ -5,10 +5,11 @@
     python scripts/compile_tpu.py --search v5e     # tilings of the largest attention, best last
 
 *Compiled*: `attention` as the model calls it, no implementation named, at the shapes of Wan's 1.3B
-and 14B at 480 x 832, and the kernels of `ops.scoring` and `ops.merge` as Future Forcing needs them,
-the latter for both. A case fails if it does not compile, if the kernel was not chosen, or if the
-program holds more temporaries than a hundredth of the keys and values (or 2 MiB): it copies none.
-Routing may hold its profiles twice: they are not always laid out as it needs.
+and 14B at 480 x 832, `ops.recall` likewise as TetherCache calls it, and the kernels of
+`ops.scoring` and `ops.merge` as Future Forcing needs them. A case fails if it does not compile, if
+the kernel was not chosen, or if the program holds more temporaries than a hundredth of the keys and
+values (or 2 MiB): it copies none. Routing may hold its profiles twice: they are not always laid out
+as it needs.
 
 *Instructions* are those that the compiler has scheduled for one block of keys against one block of
 queries, from its own dump; *of peak* is the FLOPs per instruction over what the chip's matrix units
@@ -24,6 +25,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import dataclasses
+import functools
 import math
 import sys
 import tempfile
@@ -43,6 +45,7 @@ from vidcache_jax.ops.attention import attention, tpu
 from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.merge import route
 from vidcache_jax.ops.mosaic import SUBLANES, round_up
+from vidcache_jax.ops.recall import Moments, recall, store
 from vidcache_jax.ops.scoring import tpu as scoring
 from vidcache_jax.planning.topology import tpu_devices
 
@@ -175,7 +178,39 @@ class RoutingCase:
         return self.nbytes
 
 
+@dataclasses.dataclass(frozen=True)
+class FramesCase:
+    """Keys of three frames among 21 slots, recalled or stored, at a head_dim of 128 in bfloat16."""
+
+    name: str
+    num_heads: int
+    function: Any
+
+    def arguments(self, sharding: SingleDeviceSharding) -> dict[str, Any]:
+        def array(dtype: Any, *shape: int) -> Any:
+            return jax.ShapeDtypeStruct((1, *shape), dtype, sharding=sharding)
+
+        moment = array(jnp.float32, self.num_heads, 21, 128)
+        given = {
+            "x": array(jnp.bfloat16, self.num_heads, PAST, 128),
+            "moments": Moments(moment, moment),
+            "places": array(jnp.int32, 3),
+        }
+        if self.function is store:
+            return given | {"frames": array(jnp.bfloat16, self.num_heads, CHUNK, 128)}
+        return given | {"admitted": array(jnp.bool, 3), "trusted": array(jnp.bool, 21)}
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.num_heads * PAST * 128
+
+    @property
+    def most_temporaries(self) -> float:
+        return max(self.nbytes / 100, 2 * 2**20)
+
+
 PAST = 21 * FRAME
+RECALL = functools.partial(recall, tau=0.6)
 LARGEST = Case("1.3B, 21 slots", 12, PAST, num_layers=30, slots=1)
 CASES = (
     LARGEST,
@@ -193,6 +228,10 @@ CASES = (
     ScoringCase("1.3B, scoring the chunk's", 12, 18 * FRAME, CHUNK, has_residuals=True),
     RoutingCase("1.3B, routing", 12),
     RoutingCase("14B, routing", 40),
+    FramesCase("1.3B, recalling frames", 12, RECALL),
+    FramesCase("1.3B, storing frames", 12, store),
+    FramesCase("14B, recalling frames", 40, RECALL),
+    FramesCase("14B, storing frames", 40, store),
 )
 
 

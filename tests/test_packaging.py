@@ -48,7 +48,7 @@ MAY_IMPORT = {
 }
 COMMAND_LINE = {"commands", "cli", "__main__"}
 # Modules with other names than their packages.
-MODULES = {"pillow": "PIL", "orbax-checkpoint": "orbax"}
+MODULES = {"pillow": "PIL", "orbax-checkpoint": "orbax", "jax-triton": "jax_triton"}
 
 
 def sources(package: str) -> list[Path]:
@@ -139,10 +139,10 @@ def test_every_dependency_has_a_reason_and_so_has_every_ceiling(pyproject):
 @pytest.mark.parametrize("package", ["vidcache_jax", "checkpoints_convert"])
 def test_every_import_is_a_dependency(pyproject, package):
     """What is imported is installed, if not always then by the extra that part is for."""
-    needs = {"testing": ["test"], "checkpoints_convert": ["convert"]}
+    needs = {"testing": ["test"], "checkpoints_convert": ["convert"], "triton.py": ["triton"]}
     for source in sources(package):
         extras = [extra for part in source.parts for extra in needs.get(part, [])]
-        there = {re.split(r"[\[>]", each)[0] for each in requirements(pyproject, extras)}
+        there = {re.split(r"[\[>=]", each)[0] for each in requirements(pyproject, extras)}
         there |= {module for name, module in MODULES.items() if name in there}
         for name in imported_modules(source):
             module = name.partition(".")[0]

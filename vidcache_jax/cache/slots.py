@@ -1,14 +1,13 @@
 """Fixed-shape operations on a `SlotCache`: allocate, write frames, list tokens."""
 
 import dataclasses
-import itertools
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache.state import CacheSpec, SlotCache
+from vidcache_jax.ops.frames import put_frames
 
 
 def empty_slots(spec: CacheSpec, num_slots: int) -> SlotCache:
@@ -29,41 +28,21 @@ def write_frames(
     v: Float[Array, "B N T H"],
     frame_index: Int[Array, "#B F"],
 ) -> SlotCache:
-    """Writes frame i of (k, v) into ``slots[:, i]``; every other slot keeps its bits.
-
-    One contiguous update per frame, and per video where each has slots of its own: XLA does these
-    in place on a donated buffer.
-    """
-    tokens = cache.grid[0] * cache.grid[1]
-    batch = cache.frame_index.shape[0]
-    frame_index = jnp.broadcast_to(frame_index, (batch, slots.shape[1])).astype(jnp.int32)
-    k, v = k.astype(cache.k.dtype), v.astype(cache.v.dtype)
-    videos_each = batch // slots.shape[0]
-    new_k, new_v, new_index = cache.k, cache.v, cache.frame_index
-    zero = jnp.zeros((), slots.dtype)
-    for row, i in itertools.product(range(slots.shape[0]), range(slots.shape[1])):
-        videos = slice(row * videos_each, (row + 1) * videos_each)
-        own = slice(i * tokens, (i + 1) * tokens)
-        first, slot = zero + videos.start, slots[row, i]
-        corner = (first, zero, slot * tokens, zero)
-        new_k = jax.lax.dynamic_update_slice(new_k, k[videos, :, own], corner)
-        new_v = jax.lax.dynamic_update_slice(new_v, v[videos, :, own], corner)
-        number = frame_index[videos, i : i + 1]
-        new_index = jax.lax.dynamic_update_slice(new_index, number, (first, slot))
-    return dataclasses.replace(cache, k=new_k, v=new_v, frame_index=new_index)
+    """Writes frame i of (k, v) into ``slots[:, i]``; every other slot keeps its bits."""
+    put = lambda stored, frames: put_frames(stored, slots, frames.astype(stored.dtype))
+    index = write_numbers(cache.frame_index, slots, frame_index)
+    return dataclasses.replace(cache, k=put(cache.k, k), v=put(cache.v, v), frame_index=index)
 
 
-def take_frames(
-    cache: SlotCache, slots: Int[Array, "B F"]
-) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T H"]]:
-    """Keys and values of the frames in each video's ``slots``, in that order."""
-    tokens = cache.grid[0] * cache.grid[1]
-
-    def take(stored: Float[Array, "N S H"], slots: Int[Array, " F"]):
-        part = lambda slot: jax.lax.dynamic_slice_in_dim(stored, slot * tokens, tokens, axis=1)
-        return jnp.concatenate([part(slots[i]) for i in range(slots.shape[0])], axis=1)
-
-    return jax.vmap(take)(cache.k, slots), jax.vmap(take)(cache.v, slots)
+def write_numbers(
+    frame_index: Int[Array, "B K"], slots: Int[Array, "#B F"], numbers: Int[Array, "#B F"]
+) -> Int[Array, "B K"]:
+    """Number i into ``slots[:, i]``."""
+    shape = (frame_index.shape[0], slots.shape[1])
+    numbers = jnp.broadcast_to(numbers, shape).astype(jnp.int32)
+    # A number is the one token of a frame.
+    as_token = lambda index: index[:, None, :, None]
+    return put_frames(as_token(frame_index), slots, as_token(numbers))[:, 0, :, 0]
 
 
 def order_positions(

@@ -1,4 +1,4 @@
-"""TetherCache: sink | memory | recent, with gated recall (`grab`) and trusted alignment (`tame`).
+"""TetherCache: sink | memory | recent, with gated recall (`grab`) and trusted alignment (TAME).
 
 arXiv 2606.13035, and its released code for what the paper leaves open. With sink S, memory M,
 recent R and a chunk of c frames [s, e), e = s + c, the cache of one layer holds
@@ -8,7 +8,8 @@ recent R and a chunk of c frames [s, e), e = s + c, the cache of one layer holds
     recent    frames [e - R, e), the chunk among them
 
 The c frames in [s - R, e - R) are displaced by the chunk: hidden while it is denoised and, when it
-is committed, candidates for memory together with its members. TAME edits those that win.
+is committed, candidates for memory together with its members. TAME edits those that win
+(`ops.recall`).
 """
 
 import dataclasses
@@ -18,19 +19,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from vidcache_jax.array_typing import FrameNumber, Heads
+from vidcache_jax.array_typing import FrameNumber
 from vidcache_jax.cache import grab, slots
-from vidcache_jax.cache.moments import (
-    Moments,
-    empty_moments,
-    frame_moments,
-    pooled,
-    put_moments,
-    take_moments,
-)
 from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk, SlotCache
-from vidcache_jax.cache.tame import PAPER_TAU, align
+from vidcache_jax.ops.recall import Moments, empty_moments, recall, store
+
+PAPER_TAU = 0.6
+"""The paper's strength of alignment, its optimum over 240 s."""
+CODE_TAU = 0.35
+"""The default of the released code."""
 
 
 @jax.tree_util.register_dataclass
@@ -66,7 +64,7 @@ class TetherCache(CachePolicy):
       recent_size: R, latest frames kept, the current chunk included.
       alpha: weight of temporal diversity against attention mass.
       tau: strength of the alignment, 0 = recalled frames keep their bits. The paper's is
-        ``PAPER_TAU = 0.6``, the released code's default ``CODE_TAU = 0.35`` (`cache.tame`).
+        ``PAPER_TAU = 0.6``, the released code's default ``CODE_TAU = 0.35``.
       score_temperature: divides GRAB's logits; only in the released code.
 
     Raises:
@@ -145,8 +143,7 @@ class TetherCache(CachePolicy):
         free = ~(regions.sink | kept | regions.recent)
         # Stable: the first free slots, of which there are at least as many as the chunk needs.
         places = jnp.argsort(~free, axis=-1, stable=True)[:, :num_frames]
-        frames = slots.chunk_frames(chunk.start_frame, num_frames, 1)
-        return _put(cache, places, chunk.k, chunk.v, frames)
+        return self._store(cache, chunk, places)
 
     def memory_index(self, cache: TetherState) -> Int[Array, "L memory"]:
         """Frames in memory; -1 everywhere until the cache has been full, as in the reference."""
@@ -197,34 +194,19 @@ class TetherCache(CachePolicy):
         frames = cache.slots.frame_index
         first = jnp.asarray(start_frame, jnp.int32) - self.recent_size
         displaced = first + jnp.arange(num_frames, dtype=jnp.int32)
-        # A frame that is not held finds slot 0. No harm: what is written goes by the slot alone.
+        # A frame that is not held finds slot 0. Then none has been displaced before, and the frame
+        # in slot 0, the first of all, is in the sink or nothing is trusted: neither is admitted.
         places = jnp.argmax(frames[:, None, :] == displaced[None, :, None], axis=-1)
         admitted = jnp.take_along_axis(admitted, places, axis=-1)
-        tokens = cache.slots.grid[0] * cache.slots.grid[1]
-        is_edited = jnp.repeat(admitted, tokens, axis=1)[:, None, :, None]
+        held, which = cache.slots, (places, admitted, trusted)
+        k, k_moments = recall(held.k, cache.k, *which, tau=self.tau)
+        v, v_moments = recall(held.v, cache.v, *which, tau=self.tau)
+        return TetherState(dataclasses.replace(held, k=k, v=v), k_moments, v_moments)
 
-        def edited(x: Heads, moments: Moments) -> Heads:
-            own = take_moments(moments, places)
-            aligned = align(x, own, pooled(moments, trusted), self.tau)
-            return jnp.where(is_edited, aligned, x)
-
-        k, v = slots.take_frames(cache.slots, places)
-        numbers = jnp.take_along_axis(frames, places, axis=-1)
-        return _put(cache, places, edited(k, cache.k), edited(v, cache.v), numbers)
-
-
-def _put(
-    cache: TetherState,
-    places: Int[Array, "B F"],
-    k: Heads,
-    v: Heads,
-    frame_index: Int[Array, "#B F"],
-) -> TetherState:
-    """Writes frames and their moments; those of what is stored, so after rounding to its dtype."""
-    k, v = k.astype(cache.slots.k.dtype), v.astype(cache.slots.v.dtype)
-    num_frames = places.shape[1]
-    return TetherState(
-        slots.write_frames(cache.slots, places, k, v, frame_index),
-        put_moments(cache.k, places, frame_moments(k, num_frames)),
-        put_moments(cache.v, places, frame_moments(v, num_frames)),
-    )
+    def _store(self, cache: TetherState, chunk: Chunk, places: Int[Array, "B F"]) -> TetherState:
+        held = cache.slots
+        k, k_moments = store(held.k, cache.k, chunk.k.astype(held.k.dtype), places)
+        v, v_moments = store(held.v, cache.v, chunk.v.astype(held.v.dtype), places)
+        numbers = slots.chunk_frames(chunk.start_frame, *places.shape[::-1])
+        index = slots.write_numbers(held.frame_index, places, numbers)
+        return TetherState(SlotCache(k, v, index, held.grid), k_moments, v_moments)

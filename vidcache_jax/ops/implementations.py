@@ -55,7 +55,7 @@ def choose(
     implementations: Mapping[str, Implementation],
     name: str | None,
     *about: Any,
-    is_sound: Callable[[str, Implementation], bool],
+    is_sound: Callable[[str, Implementation], bool] = lambda name, each: True,
 ) -> Callable[..., Any]:
     """What computes an operation that `by_heads` divides: that of a name, or the best there is.
 
@@ -71,7 +71,7 @@ def choose(
 
     def reason_against(each: Implementation) -> str | None:
         axes = compiler_axes()
-        if each.platform is not None and axes not in (set(), {*MODEL_AXES}):
+        if each is not implementations["xla"] and axes not in (set(), {*MODEL_AXES}):
             return undivided(axes)
         return each.reason_against(*about)
 

@@ -3,7 +3,7 @@
 from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.ops.by_heads import by_heads, compiler_axes
-from vidcache_jax.ops.implementations import choose, named
+from vidcache_jax.ops.implementations import choose
 from vidcache_jax.ops.merge import ref
 from vidcache_jax.ops.merge.check import is_sound
 from vidcache_jax.ops.merge.table import MERGING, ROUTING
@@ -25,7 +25,7 @@ def route(
       evicted, retained: profiles, one number for each step of the horizon.
       rank: of the retained among each other, from 0; -1 for entries that are not retained, which
         may hold anything.
-      implementation: "xla", "tpu" or None for the best one that can do this where it runs; a
+      implementation: "xla", "tpu", "triton" or None for the best that can do this where it runs; a
         kernel of this machine's device is checked first, once (`check`).
 
     Returns:
@@ -60,10 +60,11 @@ def merge_values(
       weight: attention that each slot receives at each step of the horizon.
       source, target: slots; no slot is both.
       is_merged: which of the E pairs count.
-      implementation: "xla" or None.
+      implementation: "xla", "triton" or None for "xla".
 
     Raises:
-      ValueError: no implementation has that name.
+      ValueError, NotImplementedError: as `route`.
     """
-    merging = named("merging", MERGING, implementation or "xla").call
-    return by_heads(merging, v, weight, source, target, is_merged)
+    chosen = choose("merging", MERGING, implementation)
+    axes = {HEADS} if chosen is ref.merge_values else compiler_axes()
+    return by_heads(chosen, v, weight, source, target, is_merged, axes=axes)
