@@ -1,19 +1,15 @@
 """The public calls, recall and store, and the choice of their implementation."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
-import jax
 from jaxtyping import Array, Bool, Int
 
 from vidcache_jax.array_typing import CachedHeads, Heads
 from vidcache_jax.ops.by_heads import by_heads, compiler_axes
-from vidcache_jax.ops.implementations import Implementation, kernels, named, undivided
+from vidcache_jax.ops.implementations import choose
 from vidcache_jax.ops.recall.check import is_sound
 from vidcache_jax.ops.recall.moments import Moments
 from vidcache_jax.ops.recall.table import IMPLEMENTATIONS
-from vidcache_jax.sharding import MODEL_AXES
 
 
 def recall(
@@ -79,8 +75,12 @@ def _call(
 ) -> tuple[CachedHeads, Moments]:
     """An operation on arrays that have heads and on others that all heads share."""
     x, moments, *_ = own
-    chosen = _chosen(what, x, moments.mean.shape[2], implementation)
-    if chosen is IMPLEMENTATIONS[what]["xla"].call:
+    implementations = IMPLEMENTATIONS[what]
+    chosen = choose(
+        what, implementations, implementation, x, moments.mean.shape[2],
+        is_sound=lambda name, each: is_sound(what, name, each, x.shape[-1], x.dtype),
+    )  # fmt: skip
+    if chosen is implementations["xla"].call:
         return chosen(*own, *shared, **options)
 
     # A kernel is called where every axis is mapped by hand: the compiler cannot divide it.
@@ -89,40 +89,3 @@ def _call(
 
     for_all_heads = [each[:, None] for each in shared]
     return by_heads(of_own_heads, own, for_all_heads, axes=compiler_axes())
-
-
-def _chosen(what: str, x: CachedHeads, num_slots: int, implementation: str | None) -> Callable:
-    if implementation is None:
-        return _best(what, x, num_slots)
-    chosen = named(what, IMPLEMENTATIONS[what], implementation)
-    if reason := _reason_against(implementation, chosen, x, num_slots):
-        raise NotImplementedError(f"{what} on {implementation!r}: {reason}")
-    return chosen.call
-
-
-def _best(what: str, x: CachedHeads, num_slots: int) -> Callable:
-    def is_possible(name: str, each: Implementation) -> bool:
-        reason = _reason_against(name, each, x, num_slots)
-        return reason is None and is_sound(what, name, each, x.shape[-1], x.dtype)
-
-    there = kernels(IMPLEMENTATIONS[what], is_possible)
-    default = IMPLEMENTATIONS[what]["xla"].call
-    if not there:
-        return default
-
-    def call(*arrays, **options):
-        # Which device this will run on is known when it is lowered, not here.
-        with_options = {name: functools.partial(each, **options) for name, each in there.items()}
-        otherwise = functools.partial(default, **options)
-        return jax.lax.platform_dependent(*arrays, default=otherwise, **with_options)
-
-    return call
-
-
-def _reason_against(
-    name: str, implementation: Implementation, x: CachedHeads, num_slots: int
-) -> str | None:
-    axes = compiler_axes()
-    if name != "xla" and axes not in (set(), {*MODEL_AXES}):
-        return undivided(axes)
-    return implementation.reason_against(x, num_slots)
