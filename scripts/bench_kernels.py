@@ -5,8 +5,8 @@
 
 TetherCache's `recall` and `store` (`ops.recall`) and Future Forcing's `route` and `merge_values`
 (`ops.merge`), keys or values alone, in bfloat16: medians of calls in turns, each with the buffer
-that the call before it wrote. Every token of three evicted frames is merged; half of them share no
-target with another.
+that the call before it wrote. Every token of three evicted frames is merged, half of them into few
+targets.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def operations(args: Args) -> dict[str, tuple[Callable[..., Any], Any, Any]]:
     size, evicted = args.slots * tokens, FRAMES * tokens
     order = jax.random.permutation(next(keys), size).astype(jnp.int32)
     source, retained = order[:evicted], order[evicted:]
-    # Half of them alone with their target, half of them with one or more others.
+    # Half of them each into its own, the others into 97 targets.
     crowd = jnp.arange(evicted, dtype=jnp.int32)
     target = retained[jnp.where(crowd % 2 == 0, crowd, crowd % 97)]
     of_all = lambda row: jnp.broadcast_to(row, (1, args.heads, row.shape[0]))

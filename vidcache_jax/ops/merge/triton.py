@@ -8,7 +8,7 @@ matrix of cosines is never stored. For merging, XLA sorts the pairs by target. T
 first pair of each run of equal targets goes through its run twice, to add up weights and then
 values, and writes the one value; the others have nothing to do. No order is left to chance.
 
-Nobody has timed them: they are chosen by name only. They need ``pip install -e ".[triton]"``.
+Nobody has timed them: they are chosen by name only. They need ``pip install -e ".[cuda,triton]"``.
 """
 
 from typing import no_type_check
@@ -70,6 +70,7 @@ def merge_values(
     )  # fmt: skip
 
 
+# Triton reads the source: what checks types in tests must not wrap it.
 @triton.jit
 @no_type_check
 def find_nearest(

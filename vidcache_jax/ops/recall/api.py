@@ -75,11 +75,12 @@ def _call(
 ) -> tuple[CachedHeads, Moments]:
     """An operation on arrays that have heads and on others that all heads share."""
     x, moments, *_ = own
+    implementations = IMPLEMENTATIONS[what]
     chosen = choose(
-        what, IMPLEMENTATIONS[what], implementation, x, moments.mean.shape[2],
+        what, implementations, implementation, x, moments.mean.shape[2],
         is_sound=lambda name, each: is_sound(what, name, each, x.shape[-1], x.dtype),
     )  # fmt: skip
-    if chosen is IMPLEMENTATIONS[what]["xla"].call:
+    if chosen is implementations["xla"].call:
         return chosen(*own, *shared, **options)
 
     # A kernel is called where every axis is mapped by hand: the compiler cannot divide it.

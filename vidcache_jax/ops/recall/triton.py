@@ -6,7 +6,7 @@ A program edits the channels of one frame where they lie, in one reading: what t
 is known beforehand, (1 - tau) mu_x + tau mu_T but for rounding, and the sums of deviations from
 that give the moments of what is stored. A frame that is not admitted is not touched.
 
-Nobody has timed it: it is chosen by name only. Needs ``pip install -e ".[triton]"``.
+Nobody has timed it: it is chosen by name only. Needs ``pip install -e ".[cuda,triton]"``.
 """
 
 from typing import no_type_check
@@ -55,6 +55,7 @@ def recall(
     return stored, Moments(mean, variance)
 
 
+# Triton reads the source: what checks types in tests must not wrap it.
 @triton.jit
 @no_type_check
 def edit_frame(
