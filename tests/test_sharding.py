@@ -1,7 +1,9 @@
-"""Rollouts on a mesh of eight devices: the numbers of one, and no traffic but the formula's."""
+"""Rollouts on a mesh of eight devices: the numbers of one, and traffic and work as by formula."""
 
 import collections
 import functools
+import math
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +25,10 @@ from vidcache_jax.cache import (
 )
 from vidcache_jax.config import RolloutConfig
 from vidcache_jax.planning.collectives import collectives
+from vidcache_jax.planning.counts import attended_frames, chunk_work
+from vidcache_jax.planning.hlo import executed
 from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sharding import MODEL_AXES, Layout, axis_letters, make_mesh, parse_mesh
+from vidcache_jax.sharding import DATA, MODEL_AXES, Layout, axis_letters, make_mesh, parse_mesh
 from vidcache_jax.testing import cache_sized_copies
 
 CASE = case(batch=2, latent_size=(4, 8), num_heads=4, dim=48)
@@ -236,6 +240,40 @@ def primitives(jaxpr, by_hand: bool):
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):
                     yield from primitives(inner, by_hand)
+
+
+@pytest.mark.parametrize("name", ["full", "sliding-window", "tethercache", "head-forcing"])
+def test_operations_are_what_the_formula_says_and_shared_out(name):
+    passes, size = STEPS + 1, CASE.config.dim
+    for layout_ in (Layout(), layout("all")):
+        slots = attended_frames(Rollout(CASE.config, CONFIG, SMALL[name]), CASE.latent_size)
+        # XLA forms the logits of hidden slots too, where a kernel leaves out as many as the chunk
+        # has frames: its own come on top in a denoise pass.
+        frames = (STEPS * (slots + CONFIG.frames_per_chunk) + slots) / passes
+        work = chunk_work(CASE.config, CONFIG, CASE.latent_size, frames)
+        patch = 4 * (passes * CASE.config.in_dim + STEPS * CASE.config.out_dim)
+        divided = work.total + 2 * TOKENS * patch * size
+        # Every chip embeds the time step of each frame.
+        time = passes * 2 * CONFIG.frames_per_chunk * (CASE.config.freq_dim + 7 * size) * size
+        videos = CASE.batch // layout_.size(DATA)
+        expected = videos * (divided / layout_.size(*MODEL_AXES) + time)
+        *_, [program] = run(SMALL[name], layout_)
+        # What a policy does besides.
+        assert 1 <= operations(program.hlo) / expected < 1.001
+
+
+def operations(hlo: str) -> int:
+    """Of all matrix products: two for each number of the result and of the contracted axes."""
+    sizes = lambda text: [int(size) for size in text.split(",") if size]
+    shape = re.compile(r"%([\w.\-]+) = \w+\[([\d,]*)\]")
+    shapes = {name: sizes(text) for name, text in shape.findall(hlo)}
+    product = re.compile(r" dot\(%([\w.\-]+), .*lhs_contracting_dims=\{([\d,]*)\}")
+    total = 0
+    for line, times in executed(hlo):
+        if (found := product.search(line)) and (result := shape.search(line)):
+            contracted = [shapes[found[1]][axis] for axis in sizes(found[2])]
+            total += 2 * times * math.prod(shapes[result[1]]) * math.prod(contracted)
+    return total
 
 
 def test_the_cache_stays_where_it_is():
