@@ -5,9 +5,9 @@
     python scripts/compile_chunks.py --everything    # every policy for every chip
 
 The DiT of Wan 1.3B at 480 x 832 in bfloat16: all its layers, four denoise passes and the commit
-pass, kernels included; ISPA's is that of its warm-up. The script fails if a program for one chip does
-not compile, does not fit its memory though `Case` says that it does, or fits though it should not;
-and on eight, if much more crosses between them than the formula says.
+pass, kernels included; ISPA's is that of its warm-up. The script fails if a program for one chip
+does not compile, does not fit its memory though `Case` says that it does, or fits though it should
+not; and on eight, if much more crosses between them than the formula says.
 
 Memory is the compiler's, operations are counted by formula. *Compiler* is its own estimate of all
 its instructions; attention kernels are not in it, for which the roofline stands. Nothing here runs
