@@ -84,12 +84,14 @@ class Case:
     num_queries: int = CHUNK
     head_dim: int = 128
     dtype: Any = jnp.bfloat16
+    run: int = FRAME
+    """Keys in a slot."""
 
     function = staticmethod(attention)
 
     def arguments(self, sharding: SingleDeviceSharding) -> dict[str, jax.ShapeDtypeStruct]:
         array = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        heads, runs = (1, self.num_heads), self.num_keys // FRAME
+        heads, runs = (1, self.num_heads), self.num_keys // self.run
         stack = (self.num_layers,) if self.num_layers else ()
         stored = array((*stack, *heads, self.num_keys, self.head_dim), self.dtype)
         given = {
@@ -216,6 +218,7 @@ CASES = (
     LARGEST,
     Case("1.3B, 21 slots per head", 12, PAST, num_layers=30, slots=12),
     Case("1.3B, lengths per head", 12, PAST, num_layers=30, lengths=12),
+    Case("1.3B, tokens per head", 12, 18 * FRAME, num_layers=30, slots=12, run=1),
     Case("1.3B, slots, lengths, bias", 12, PAST, num_layers=30, slots=12, lengths=12, bias=12),
     Case("1.3B, float32", 12, PAST, num_layers=30, slots=1, dtype=jnp.float32),
     Case("1.3B, its own chunk", 12, CHUNK),

@@ -1,7 +1,10 @@
-"""Rollouts on a mesh of eight devices: the numbers of one, and no traffic but the formula's."""
+"""Rollouts on a mesh of eight devices: the numbers of one, and traffic and work as by formula."""
 
 import collections
 import functools
+import math
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +25,10 @@ from vidcache_jax.cache import (
 )
 from vidcache_jax.config import RolloutConfig
 from vidcache_jax.planning.collectives import collectives
+from vidcache_jax.planning.counts import attended_frames, chunk_work
+from vidcache_jax.planning.hlo import executed
 from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sharding import Layout, axis_letters, make_mesh, parse_mesh
+from vidcache_jax.sharding import DATA, MODEL_AXES, Layout, axis_letters, make_mesh, parse_mesh
 from vidcache_jax.testing import cache_sized_copies
 
 CASE = case(batch=2, latent_size=(4, 8), num_heads=4, dim=48)
@@ -56,9 +61,16 @@ def layout(name: str, shard_weights: bool = False) -> Layout:
     return Layout(make_mesh(**sizes, devices=jax.devices()[:count]), shard_weights)
 
 
+class Program(NamedTuple):
+    """A chunk program, as traced and as compiled."""
+
+    jaxpr: Any
+    hlo: str
+
+
 @functools.cache
 def run(policy, layout):
-    """(latents of each chunk, leaves of the last state, HLO of each phase's chunk program)."""
+    """(latents of each chunk, leaves of the last state, the chunk program of each phase)."""
     rollout = Rollout(CASE.config, CONFIG, policy, layout)
     params = CASE.params
     if layout.mesh:
@@ -73,8 +85,8 @@ def run(policy, layout):
         before = rollout
         rollout, state = rollout.advance(params, state, 3 * i)
         if step is None or rollout != before:
-            step, hlo = compiled_step(rollout, params, state, inputs(i))
-            programs.append(hlo)
+            step, program = compiled_step(rollout, params, state, inputs(i))
+            programs.append(program)
         placed = [leaf.sharding for leaf in jax.tree.leaves(state)]
         state, made = step(params, state, *inputs(i))
         latents.append(np.asarray(made))
@@ -84,7 +96,7 @@ def run(policy, layout):
 
 
 def compiled_step(rollout, params, state, inputs):
-    """(params, state, *inputs) -> (state, latents), compiled, and its HLO."""
+    """(params, state, *inputs) -> (state, latents), compiled, and the program itself."""
     treedef = jax.tree.structure(state)
 
     def step(params, leaves, *inputs):
@@ -92,13 +104,14 @@ def compiled_step(rollout, params, state, inputs):
         return jax.tree.leaves(state), result.latents
 
     jitted = jax.jit(step, donate_argnums=1, compiler_options=QUICK)
-    compiled = jitted.lower(params, jax.tree.leaves(state), *inputs).compile()
+    traced = jitted.trace(params, jax.tree.leaves(state), *inputs)
+    compiled = traced.lower().compile()
 
     def run(params, state, *inputs):
         leaves, latents = compiled(params, jax.tree.leaves(state), *inputs)
         return jax.tree.unflatten(treedef, leaves), latents
 
-    return run, compiled.as_text() or ""
+    return run, Program(traced.jaxpr.jaxpr, compiled.as_text() or "")
 
 
 def assert_equals_one_device(policy, layout):
@@ -172,9 +185,9 @@ def traffic(hlo: str) -> collections.Counter:
 @pytest.mark.parametrize("name", SMALL)
 def test_traffic_is_what_the_formula_says(name):
     """Four all-to-alls of the chunk in every layer of a pass; `sequence` gathers k and v."""
-    *_, (hlo, *later) = run(SMALL[name], layout("all"))
+    *_, (program, *later) = run(SMALL[name], layout("all"))
     layers, passes, width = CASE.config.num_layers, STEPS + 1, CASE.config.dim
-    counted, after = map(traffic, (hlo, "".join(later)))
+    counted, after = traffic(program.hlo), traffic("".join(each.hlo for each in later))
     video = TOKENS * 4  # float32, one video on a chip
     exchange = ("all-to-all", video * width // 4)
     assert counted.pop(exchange) == 4 * layers * passes
@@ -197,12 +210,70 @@ def test_traffic_is_what_the_formula_says(name):
         # wants them whole: 1.5 MiB a layer and pass of Wan 1.3B, whatever the cache holds.
         prompt = ("all-gather", CASE.config.text_len * width * 4)
         assert counted.pop(prompt) == layers * passes
-    # Of a policy over heads or queries: a few numbers for each token that a chip's heads hold,
-    # where keys and values have 24.
+    # Of a policy over heads or queries, in the layers of the commit pass and in no loop of theirs:
+    # a few numbers for each token that a chip's heads hold, where keys and values have 24. Future
+    # Forcing has two for each of six steps ahead and one for the present.
     held = 2 * 7 * TOKENS // 3
-    for (kind, nbytes), _ in counted.items():
+    assert sum(nbytes * times for (_, nbytes), times in counted.items()) <= layers * 4 * 14 * held
+    for (kind, nbytes), times in counted.items():
         assert kind in ("all-reduce", "all-gather", "collective-permute"), counted
-        assert nbytes <= 2 * 4 * held, counted
+        assert nbytes <= 4 * 13 * held and times <= 2 * layers, counted
+
+
+def test_tokens_are_looked_up_by_each_chip_for_itself():
+    """A compiler for TPUs divided these among chips and gathered the cache for every block."""
+    *_, [program] = run(SMALL["future-forcing"], layout("all"))
+    everywhere, left = ({*primitives(program.jaxpr, by_hand)} for by_hand in (True, False))
+    by_token = {"sort", "scatter"}
+    assert by_token <= everywhere and not by_token & left
+
+
+def primitives(jaxpr, by_hand: bool):
+    """Names of all operations of a program, those mapped over heads and tokens by hand or not."""
+    for equation in jaxpr.eqns:
+        given = [*equation.params.values()]
+        # The axes of a `shard_map`, whose name differs between versions of JAX.
+        axes = [value for value in given if isinstance(value, frozenset)]
+        if by_hand or not any({*MODEL_AXES} <= each for each in axes):
+            yield equation.primitive.name
+            for value in jax.tree.leaves(given):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from primitives(inner, by_hand)
+
+
+@pytest.mark.parametrize("name", ["full", "sliding-window", "tethercache", "head-forcing"])
+def test_operations_are_what_the_formula_says_and_shared_out(name):
+    passes, size = STEPS + 1, CASE.config.dim
+    for layout_ in (Layout(), layout("all")):
+        slots = attended_frames(Rollout(CASE.config, CONFIG, SMALL[name]), CASE.latent_size)
+        # XLA forms the logits of hidden slots too, where a kernel leaves out as many as the chunk
+        # has frames: its own come on top in a denoise pass.
+        frames = (STEPS * (slots + CONFIG.frames_per_chunk) + slots) / passes
+        work = chunk_work(CASE.config, CONFIG, CASE.latent_size, frames)
+        patch = 4 * (passes * CASE.config.in_dim + STEPS * CASE.config.out_dim)
+        divided = work.total + 2 * TOKENS * patch * size
+        # Every chip embeds the time step of each frame.
+        time = passes * 2 * CONFIG.frames_per_chunk * (CASE.config.freq_dim + 7 * size) * size
+        videos = CASE.batch // layout_.size(DATA)
+        expected = videos * (divided / layout_.size(*MODEL_AXES) + time)
+        *_, [program] = run(SMALL[name], layout_)
+        # What a policy does besides.
+        assert 1 <= operations(program.hlo) / expected < 1.001
+
+
+def operations(hlo: str) -> int:
+    """Of all matrix products: two for each number of the result and of the contracted axes."""
+    sizes = lambda text: [int(size) for size in text.split(",") if size]
+    shape = re.compile(r"%([\w.\-]+) = \w+\[([\d,]*)\]")
+    shapes = {name: sizes(text) for name, text in shape.findall(hlo)}
+    product = re.compile(r" dot\(%([\w.\-]+), .*lhs_contracting_dims=\{([\d,]*)\}")
+    total = 0
+    for line, times in executed(hlo):
+        if (found := product.search(line)) and (result := shape.search(line)):
+            contracted = [shapes[found[1]][axis] for axis in sizes(found[2])]
+            total += 2 * times * math.prod(shapes[result[1]]) * math.prod(contracted)
+    return total
 
 
 def test_the_cache_stays_where_it_is():
@@ -210,9 +281,9 @@ def test_the_cache_stays_where_it_is():
     cache = rollout.init(CASE.batch, CASE.latent_size, jnp.float32).cache
     assert cache.k.addressable_shards[0].data.size * 4 == cache.k.size
     assert cache.frame_index.addressable_shards[0].data.size * 2 == cache.frame_index.size
-    *_, [hlo] = run(SMALL["sliding-window"], layout("all"))
+    *_, [program] = run(SMALL["sliding-window"], layout("all"))
     own = jax.ShapeDtypeStruct(cache.k.addressable_shards[0].data.shape, jnp.float32)
-    assert cache_sized_copies(hlo, [own]) == []
+    assert cache_sized_copies(program.hlo, [own]) == []
 
 
 def test_axes_come_from_the_annotations():

@@ -8,7 +8,8 @@ Between attentions the chunk's tokens are divided over ``heads`` and ``sequence`
 each attention q, k, v go from tokens to heads and the result comes back, four all-to-alls of the
 chunk a layer and pass (DeepSpeed-Ulysses, arXiv 2309.14509); ``sequence`` gathers the chunk's own k
 (twice: un-rotated and rotated) and v besides. Nothing that crosses between chips grows with what
-the cache holds.
+the cache holds, but for a few numbers a token that a policy sums over heads or queries
+(`ops.scoring`).
 
 Weights lie on every chip, or with ``shard_weights`` in equal parts, gathered layer by layer.
 """

@@ -100,7 +100,7 @@ def compiled(name):
     return jax.jit(IMPLEMENTATIONS[name])
 
 
-def random_keys(seed, layer=False, lengths=False, slots=False, bias=False, groups=1):
+def random_keys(seed, layer=False, lengths=False, slots=0, bias=False, groups=1):
     random = np.random.default_rng(seed)
     k, v = stacks()[1:]
     of_heads = (B, groups)
@@ -109,22 +109,23 @@ def random_keys(seed, layer=False, lengths=False, slots=False, bias=False, group
         v if layer else v[LAYER],
         layer=jnp.asarray(LAYER, jnp.int32) if layer else None,
         lengths=jnp.asarray(random.integers(0, S + 1, of_heads), jnp.int32) if lengths else None,
-        slots=jnp.asarray(random.random((*of_heads, K)) < 0.6) if slots else None,
+        slots=jnp.asarray(random.random((*of_heads, slots)) < 0.6) if slots else None,
         bias=normal(seed, *of_heads, K) if bias else None,
     )
 
 
 CASES = {
     "all": dict(),
-    "slots": dict(slots=True),
-    "slots-per-head": dict(layer=True, slots=True, groups=N),
+    "slots": dict(slots=K),
+    "slots-per-head": dict(layer=True, slots=K, groups=N),
+    "tokens-per-head": dict(layer=True, slots=S, groups=N),
     "lengths-per-head": dict(layer=True, lengths=True, groups=N),
-    "slots-lengths-and-bias": dict(layer=True, slots=True, lengths=True, bias=True, groups=N),
+    "slots-lengths-and-bias": dict(layer=True, slots=K, lengths=True, bias=True, groups=N),
 }
 TESTED = {
     "xla": ["slots-lengths-and-bias"],
     "xla in chunks": list(CASES),
-    "tpu": ["all", "slots", "slots-per-head", "lengths-per-head"],
+    "tpu": ["slots", "tokens-per-head"],
     "tpu in tiles": list(CASES),
     "gpu": ["all", "slots", "slots-per-head", "lengths-per-head"],
 }
@@ -154,7 +155,7 @@ def test_ragged_lengths(name, lengths):
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
-@pytest.mark.parametrize("case", ["slots-per-head", "lengths-per-head"])
+@pytest.mark.parametrize("case", ["slots-per-head", "tokens-per-head", "lengths-per-head"])
 @pytest.mark.parametrize("name", THOROUGHLY)
 def test_keys_that_do_not_count_change_no_bit(name, case, garbage):
     q = stacks()[0]
@@ -309,6 +310,9 @@ def test_tiny_heads_and_missing_gpus_are_named():
     slots = jnp.ones((1, 1, 2), bool)
     with pytest.raises(NotImplementedError, match="slots of 12 keys do not end at a multiple of 8"):
         attention(q, q, q, slots=slots, implementation="tpu")
+    slots, bias = jnp.ones((1, 1, 24), bool), jnp.ones((1, 1, 24))
+    with pytest.raises(NotImplementedError, match="a bias of single keys is not supported"):
+        attention(q, q, q, slots=slots, bias=bias, implementation="tpu")
     with pytest.raises(NotImplementedError, match="cuDNN is not detected.* NVIDIA GPU"):
         attention(q, q, q, implementation="gpu")
     with pytest.raises(ValueError, match="interpret mode is supported on CPU"):

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from vidcache_jax.ops.implementations import Implementation
 from vidcache_jax.ops.merge import check as soundness_of_routing
 from vidcache_jax.ops.merge import merge_values, ref, route, tpu
-from vidcache_jax.ops.merge.table import MERGING, ROUTING
+from vidcache_jax.ops.merge.table import ROUTING
 from vidcache_jax.sharding import make_mesh
 from vidcache_jax.testing import assert_close, same_bits
 

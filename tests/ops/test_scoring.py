@@ -240,6 +240,8 @@ def test_each_chip_calls_the_kernel_on_its_heads():
     text = lowered_text(over_mesh(weights, {"data"}), "tpu")
     [call] = [line for line in text.splitlines() if "@tpu_custom_call" in line]
     assert f"1x1x{S}x128xf32" in call and f"1x2x{S}x128xf32" not in call
+    # Half of the twelve queries, of which a block has eight.
+    assert "1x1x1x8x128xf32" in call and "1x1x1x16x128xf32" not in call
     # The compiler would have to divide the videos as well.
     assert "tpu_custom_call" not in lowered_text(over_mesh(weights, {"sequence"}), "tpu")
     named = functools.partial(weights, implementation="tpu")

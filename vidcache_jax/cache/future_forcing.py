@@ -16,6 +16,7 @@ that the queries of each chunk since its own have really given it (`ops.scoring`
 """
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ from vidcache_jax.cache.policy import CachePolicy
 from vidcache_jax.cache.state import CacheSpec, CacheView, Chunk
 from vidcache_jax.cache.token_slots import TokenSlots
 from vidcache_jax.ops.attention import AttentionPart
+from vidcache_jax.ops.by_heads import by_heads
 from vidcache_jax.ops.scoring import ColumnMeans, column_means
 
 
@@ -188,7 +190,9 @@ class FutureForcing(CachePolicy):
         num_frames = chunk.k.shape[2] // tokens.tokens_per_frame
         frame = jnp.asarray(chunk.start_frame, jnp.int32) + jnp.arange(num_frames, dtype=jnp.int32)
         own = self._own_positions(tokens, chunk.start_frame, num_frames)
-        written = token_slots.write_frames(tokens, chunk.k, chunk.v, frame, own)
+        written = by_heads(
+            token_slots.write_frames, tokens, chunk.k, chunk.v, frame[None, None], own
+        )
         recent = cache.recent
         if recent is not None:
             # Here and not in `evict`: what has been written may be read, in place; the other way
@@ -197,12 +201,19 @@ class FutureForcing(CachePolicy):
         return dataclasses.replace(cache, tokens=written, recent=recent)
 
     def evict(self, cache: FutureState, chunk: Chunk, attended: AttentionPart) -> FutureState:
-        tokens = cache.tokens
         merit = self.merit(cache, chunk, attended)
         past = self.budget_frames - self._num_frames(cache, chunk)
-        split = token_eviction.split(
-            tokens, merit.score, self._is_protected(cache, chunk), past * tokens.tokens_per_frame
+        evict = functools.partial(self._evict, past * cache.tokens.tokens_per_frame)
+        tokens, history, num_merged, num_dropped = by_heads(
+            evict, cache.tokens, merit, self._is_protected(cache, chunk)
         )
+        return FutureState(tokens, history, cache.recent, num_merged, num_dropped)
+
+    def _evict(
+        self, num_kept: int, tokens: TokenSlots, merit: Merit, is_protected: Bool[Array, "B N S"]
+    ) -> tuple[TokenSlots, Float[Array, "B N S"], Int[Array, "B N"], Int[Array, "B N"]]:
+        """(tokens, history, number merged, number dropped)."""
+        split = token_eviction.split(tokens, merit.score, is_protected, num_kept)
         num_evicted = jnp.sum((tokens.frame >= 0) & ~split.stays, axis=-1, dtype=jnp.int32)
         num_merged = jnp.zeros_like(num_evicted)
         if self.merge and self.tau <= 1:
@@ -210,13 +221,9 @@ class FutureForcing(CachePolicy):
             tokens, num_merged = token_eviction.merged(
                 tokens, split, profile, merit.future.weight, self.tau
             )
-        return FutureState(
-            tokens=token_eviction.retained(tokens, split, self.rope_remap),
-            history=jnp.where(split.stays, merit.history, 0.0),
-            recent=cache.recent,
-            num_merged=num_merged,
-            num_dropped=num_evicted - num_merged,
-        )
+        retained = token_eviction.retained(tokens, split, self.rope_remap)
+        history = jnp.where(split.stays, merit.history, 0.0)
+        return retained, history, num_merged, num_evicted - num_merged
 
     def merit(self, cache: FutureState, chunk: Chunk, attended: AttentionPart) -> Merit:
         """What eviction goes by, of a chunk that is committed and has attended (Eq. 2)."""

@@ -80,7 +80,7 @@ class CacheView:
     """(frame, row, column) at which a key is rotated."""
     visible: Bool[Array, "*stack B G K"]
     """Whether the tokens of a run exist; run i of K is tokens ``[i S / K, (i + 1) S / K)``.
-    Runs are slots of a latent frame, or single tokens, which are for no kernel."""
+    Runs are slots of a latent frame, or single tokens."""
     query_position: Int[Array, "*stack B G T 3"]
     """Positions of the chunk's own tokens, for its queries and for its keys alike."""
 

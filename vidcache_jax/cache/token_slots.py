@@ -51,7 +51,7 @@ def write_frames(
     tokens: TokenSlots,
     k: Heads,
     v: Heads,
-    frame: Int[Array, " F"],
+    frame: Int[Array, "1 1 F"],
     position: Int[Array, "B N F"],
 ) -> TokenSlots:
     """Writes whole frames into empty slots, of which every head must have enough."""
@@ -64,7 +64,7 @@ def write_frames(
         tokens,
         k=put_rows(tokens.k, slots, k.astype(tokens.k.dtype)),
         v=put_rows(tokens.v, slots, v.astype(tokens.v.dtype)),
-        frame=put(tokens.frame, slots, to_heads(jnp.repeat(frame, per_frame))),
+        frame=put(tokens.frame, slots, to_heads(jnp.repeat(frame, per_frame, axis=-1))),
         place=put(tokens.place, slots, to_heads(place)),
         position=put(tokens.position, slots, jnp.repeat(position, per_frame, axis=-1)),
     )

@@ -1,12 +1,12 @@
 """Work on the heads that a chip has, where the compiler would not see that they are independent."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
 
-from vidcache_jax.sharding import HEADS
+from vidcache_jax.sharding import HEADS, MODEL_AXES
 
 
 def compiler_axes() -> set[str]:
@@ -17,17 +17,13 @@ def compiler_axes() -> set[str]:
     return {name for name, kind in pairs if kind != manual}
 
 
-def by_heads(
-    function: Callable[..., Any], *arguments: Any, axes: Set[str] = frozenset({HEADS})
-) -> Any:
+def by_heads(function: Callable[..., Any], *arguments: Any) -> Any:
     """``function(*arguments)``; on a mesh, each chip for its own heads.
 
     Every array of the arguments is [B, N, ...], or [B, 1, ...] for what is the same for all heads,
-    and every array of the result [B, N, ...].
-
-    Args:
-      axes: taken from the compiler meanwhile; chips that differ in others than `HEADS` all do the
-        same.
+    and every array of the result [B, N, ...]. Chips that differ in ``sequence`` have the same
+    arguments and must come to the same result: left to the compiler, it would divide tokens among
+    them, and gather them all again in every turn of a loop that looks some of them up.
     """
     if HEADS not in compiler_axes():
         return function(*arguments)
@@ -42,7 +38,7 @@ def by_heads(
 
     divided = P(None, HEADS)
     results = jax.shard_map(
-        own, axis_names={*axes}, out_specs=divided, check_vma=False,
+        own, axis_names=compiler_axes() & {*MODEL_AXES}, out_specs=divided, check_vma=False,
         in_specs=tuple(divided if leaf.shape[1] > 1 else P() for leaf in leaves),
     )(*leaves)  # fmt: skip
     return jax.tree.unflatten(structures[0], results)

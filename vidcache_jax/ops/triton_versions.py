@@ -11,9 +11,7 @@ for CUDA, ``jax-cuda13-plugin`` is needed, or 12; ``pip install -e ".[cuda]"`` b
 import importlib
 from importlib import metadata
 
-from vidcache_jax.ops.by_heads import compiler_axes
-from vidcache_jax.ops.implementations import Implementation, undivided
-from vidcache_jax.sharding import MODEL_AXES
+from vidcache_jax.ops.implementations import Implementation
 
 JAX_TRITON, LEAST_TRITON = "0.3.1", (3, 6)
 REMEDY = 'pip install -e ".[cuda,triton]"'
@@ -43,8 +41,4 @@ def in_triton(module: str, name: str) -> Implementation:
     def call(*arguments, **options):
         return getattr(importlib.import_module(module), name)(*arguments, **options)
 
-    def reason_against(*_) -> str | None:
-        axes = compiler_axes()
-        return undivided(axes) if axes not in (set(), {*MODEL_AXES}) else reason_against_triton()
-
-    return Implementation(call, reason_against)
+    return Implementation(call, lambda *_: reason_against_triton())

@@ -64,7 +64,8 @@ def work_of_a_chip(rollout: Rollout, batch: int, latent_size: tuple[int, int]) -
 def attended_frames(rollout: Rollout, latent_size: tuple[int, int]) -> float:
     """Latent frames that the program computes attention over, the chunk's own included.
 
-    A policy's slots, of which those that the chunk displaces and its own are as many.
+    A policy's slots, of which those that the chunk displaces and its own are as many. Without a
+    kernel, which leaves hidden slots out, a denoise pass computes the chunk's own on top.
     """
     config, frames = rollout.config, rollout.rollout.frames_per_chunk
     spec = wan_dit.cache_spec(config, 1, latent_size, frames, jnp.float32)

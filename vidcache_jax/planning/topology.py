@@ -5,19 +5,21 @@ from typing import Any
 
 from jax.experimental import topologies
 
+from vidcache_jax.planning.slices import chips_of
+
 
 def tpu_devices(topology: str) -> list[Any]:
     """Devices of a slice such as ``"v5e:2x4"``.
 
     Raises:
-      ValueError: libtpu is not installed, or it knows no such slice.
+      ValueError: libtpu is not installed, or there is no such slice.
     """
     # There is no cloud machine to ask for its chips, and no chip that another process could hold.
     # libtpu reads this when it is loaded.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # By default a host has 2 x 2 chips, which one chip is not.
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if chips_of(topology)[1] == 1 else {}
     try:
         described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **alone)
     except Exception as error:  # libtpu has no error type of its own

@@ -43,7 +43,7 @@ def attention(
         form, and the slow one: kernels do not take it.
       layer: which layer of stacked k and v [L, B, N, S, H] is meant; no layer is copied.
       lengths: how many keys count, the first ones, for each head or for all: sets of tokens.
-      slots: which slots count, when keys are K slots of S / K tokens (one latent frame each).
+      slots: which slots count, when keys are K slots of S / K tokens (a latent frame each, or one).
       bias: added to the logits of a slot.
       divided: what chips of one video share out on a mesh (`sharding`): heads, and queries over
         ``sequence``; or queries alone, each chip with all keys.

@@ -6,7 +6,8 @@ The last axis visits blocks of keys. Tables in scalar memory, there before the k
 which: the blocks with a key that counts, in order; steps left over stay at the last block, which
 costs neither a copy nor arithmetic. One compiled kernel thus serves every window, every choice of
 slots and every length, and does only the work that counts. The layer is such a scalar as well:
-blocks come straight out of the stack of all layers.
+blocks come straight out of the stack of all layers. Where slots are single tokens, a row beside
+each block of keys says which of them count.
 
 Keys lie along sublanes and queries along lanes: logits are ``k q^T`` [keys, queries]. A latent
 frame of Wan at 480 x 832 is 1560 = 8 * 195 tokens, which fills sublanes exactly (lanes would be
@@ -18,6 +19,7 @@ are those for which the TPU compiler schedules the fewest instructions per FLOP
 (scripts/compile_tpu.py); nobody has timed them on a TPU yet.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vidcache_jax.array_typing import Heads
 from vidcache_jax.ops.attention.keys import Keys
@@ -74,6 +76,8 @@ def reason_against(q: Heads, keys: Keys) -> str | None:
         return f"q, k, v of one dtype are needed, not {q.dtype}, {keys.k.dtype}, {keys.v.dtype}"
     if reason := reason_against_heads(q):
         return reason
+    if _token_mask(keys) is not None:
+        return None if keys.bias is None else "a bias of single keys is not supported"
     if keys.num_runs > 1 and keys.run_size % SUBLANES != 0:
         return f"slots of {keys.run_size} keys do not end at a multiple of {SUBLANES}"
     return None
@@ -81,6 +85,8 @@ def reason_against(q: Heads, keys: Keys) -> str | None:
 
 def choose_tiling(q: Heads, keys: Keys) -> Tiling:
     """Blocks of queries that waste few lanes, blocks of keys that divide a run if any do."""
+    if _token_mask(keys) is not None:
+        keys = dataclasses.replace(keys, slots=None)
     most_queries, most_keys = 1664 // size_of_a_token(q.shape[-1], q.dtype), 2048
     num_queries = q.shape[2]
     per_block = -(-num_queries // -(-num_queries // most_queries))
@@ -120,8 +126,17 @@ def attention(
     key_spec = pl.BlockSpec((None, None, None, tiling.keys, head_dim), key_block)
     query_spec = pl.BlockSpec((None, None, tiling.queries, head_dim), query_block)
     statistic_spec = pl.BlockSpec((None, None, 1, tiling.queries), statistic_block)
+    specs, arrays = [query_spec, key_spec, key_spec], [q, k, v]
+    num_steps, tokens = visits.block.shape[-1], _token_mask(keys)
+    if tokens is not None:
+        tokens = _in_blocks(tokens, num_steps, tiling.keys)[..., None, :]
+
+        def token_block(b, n, i, step, *tables):
+            return *_row(tokens, b, n), key_block(b, n, i, step, *tables)[3], 0, 0
+
+        specs.append(pl.BlockSpec((None, None, None, 1, tiling.keys), token_block))
+        arrays.append(jnp.where(tokens, 0.0, -jnp.inf))
     statistic = jax.ShapeDtypeStruct((batch, num_heads, 1, num_queries), jnp.float32)
-    num_steps = visits.block.shape[-1]
     out, maximum, denominator = pl.pallas_call(
         functools.partial(
             _kernel, tiling=tiling, is_ragged=_is_ragged(keys, tiling), num_steps=num_steps
@@ -129,7 +144,7 @@ def attention(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1 + len(visits),
             grid=(batch, num_heads, -(-num_queries // tiling.queries), num_steps),
-            in_specs=[query_spec, key_spec, key_spec],
+            in_specs=specs,
             out_specs=[query_spec, statistic_spec, statistic_spec],
             scratch_shapes=[
                 pltpu.VMEM((head_dim, tiling.queries), jnp.float32),
@@ -145,12 +160,15 @@ def attention(
         cost_estimate=_cost(q, keys),
         interpret=interpret,
         name="cached_attention",
-    )(layer[None], *visits, q, k, v)
+    )(layer[None], *visits, *arrays)
     return AttentionPart(out, maximum[:, :, 0], denominator[:, :, 0])
 
 
 def plan_visits(keys: Keys, block_size: int) -> Visits:
     """Blocks with keys that count, in order, then the others."""
+    tokens = _token_mask(keys)
+    if tokens is not None:
+        keys = dataclasses.replace(keys, slots=None)
     per_run = -(-keys.run_size // block_size)
     start = jnp.arange(per_run, dtype=jnp.int32) * block_size
     end = keys.run_lengths()[..., None]
@@ -159,6 +177,9 @@ def plan_visits(keys: Keys, block_size: int) -> Visits:
     bias = jnp.repeat(bias.astype(jnp.float32), per_run, axis=-1)
     num_steps = keys.num_runs * per_run
     length = length.reshape(*length.shape[:2], num_steps)
+    if tokens is not None:
+        counts = jnp.any(_in_blocks(tokens, num_steps, block_size), axis=-1)
+        length = jnp.where(counts, length, 0)
     shape = jnp.broadcast_shapes(length.shape, bias.shape)
     length, bias = jnp.broadcast_to(length, shape), jnp.broadcast_to(bias, shape)
     block = jnp.argsort(length == 0, axis=-1, stable=True).astype(jnp.int32)
@@ -167,21 +188,43 @@ def plan_visits(keys: Keys, block_size: int) -> Visits:
     return Visits(count, block, in_order(length), in_order(bias))
 
 
+def _token_mask(keys: Keys) -> Bool[Array, "#B #N S"] | None:
+    """Which keys count, where slots are single tokens; None where they are not."""
+    if keys.num_runs == 1 or keys.run_size > 1:
+        return None
+    mask = keys.mask()
+    return None if mask is None else mask[:, :, 0]
+
+
+def _in_blocks(
+    tokens: Bool[Array, "#B #N S"], num_blocks: int, block_size: int
+) -> Bool[Array, "#B #N blocks keys"]:
+    padding = num_blocks * block_size - tokens.shape[-1]
+    return jnp.pad(tokens, ((0, 0), (0, 0), (0, padding))).reshape(
+        *tokens.shape[:2], num_blocks, block_size
+    )
+
+
 def _is_ragged(keys: Keys, tiling: Tiling) -> bool:
-    """Whether a block may hold keys that do not count; else no step has to mask any."""
+    """Whether a block may end in keys that do not count; else no step has to mask any."""
+    if _token_mask(keys) is not None:
+        return False
     return keys.lengths is not None or keys.run_size % tiling.keys != 0
 
 
 def _kernel(
-    layer, count, block, length, bias, q, k, v, out, maximum, denominator, acc, top, total,
-    *, tiling: Tiling, is_ragged: bool, num_steps: int,
+    layer, count, block, length, bias, q, k, v, *others,
+    tiling: Tiling, is_ragged: bool, num_steps: int,
 ):  # fmt: skip
     """One block of keys against one block of queries.
+
+    Where slots are single tokens a row follows v: 0, or -inf for keys that do not count.
 
     ``acc`` [H, queries], ``top`` and ``total`` [1, queries] are the sums of FlashAttention:
     unnormalised output, largest logit, denominator.
     """
     del layer, block
+    *hidden, out, maximum, denominator, acc, top, total = others
     video, head, step = pl.program_id(0), pl.program_id(1), pl.program_id(3)
     row = _row(count, video, head)
     scale = q.shape[-1] ** -0.5
@@ -198,7 +241,8 @@ def _kernel(
     @pl.when(step == 0)
     def clear():
         acc[...] = jnp.zeros_like(acc)
-        top[...] = jnp.full_like(top, LOWEST)
+        # Finite in base 2 as well: of single tokens, nothing may count in a block's first piece.
+        top[...] = jnp.full_like(top, LOWEST / 2)
         total[...] = jnp.zeros_like(total)
 
     @pl.when(step < count[row])
@@ -208,8 +252,25 @@ def _kernel(
             start + jax.lax.broadcasted_iota(jnp.int32, like.shape, 0) < own_length
         )
 
+        def column(start, size, like):
+            """What ``hidden`` says of each key, as wide as what it is for."""
+            width = like.shape[1]
+            lanes = jnp.broadcast_to(hidden[0][:, start : start + size], (LANES, size)).T
+            return jnp.concatenate([lanes] * -(-width // LANES), axis=1)[:, :width]
+
+        def counted(x, start, size):
+            """Rows of keys or values; 0 for those that do not count, which may be NaN."""
+            x = x[start : start + size]
+            if not hidden and not is_ragged:
+                return x
+            seen = column(start, size, x) == 0 if hidden else counts(start, x)
+            return jnp.where(seen, x, jnp.zeros((), x.dtype))
+
         def products(start, size):
-            z = dot(k[start : start + size], q[...], (((1,), (1,)), ((), ())))
+            rows = counted(k, start, size) if hidden else k[start : start + size]
+            z = dot(rows, q[...], (((1,), (1,)), ((), ())))
+            if hidden:
+                return z + column(start, size, z)
             # The block's first key counts, so no maximum below is ever that of -inf alone.
             return jnp.where(counts(start, z), z, -jnp.inf) if is_ragged else z
 
@@ -219,10 +280,8 @@ def _kernel(
             z = following
             if index + 1 < len(pieces):
                 following = products(*pieces[index + 1])
-            values = v[start : start + size]
-            if is_ragged:
-                # 0 * NaN is NaN: values that do not count must not be multiplied at all.
-                values = jnp.where(counts(start, values), values, jnp.zeros((), values.dtype))
+            # 0 * NaN is NaN: values that do not count must not be multiplied at all.
+            values = counted(v, start, size)
             m_new = jnp.maximum(m, jnp.max(z, axis=0, keepdims=True) * scale + own_bias)
             decay = jnp.exp2((m - m_new) * LOG2_E)
             p = jnp.exp2(z * (scale * LOG2_E) - (m_new - own_bias) * LOG2_E)

@@ -2,12 +2,10 @@
 
 from jaxtyping import Array, Bool, Float, Int
 
-from vidcache_jax.ops.by_heads import by_heads, compiler_axes
+from vidcache_jax.ops.by_heads import by_heads
 from vidcache_jax.ops.implementations import choose
-from vidcache_jax.ops.merge import ref
 from vidcache_jax.ops.merge.check import is_sound
 from vidcache_jax.ops.merge.table import MERGING, ROUTING
-from vidcache_jax.sharding import HEADS
 
 
 def route(
@@ -39,9 +37,7 @@ def route(
         "routing", ROUTING, implementation, evicted,
         is_sound=lambda name, each: is_sound(name, each, evicted.shape[2]),
     )  # fmt: skip
-    # A kernel is called where every axis is mapped by hand: the compiler cannot divide it.
-    axes = {HEADS} if chosen is ref.route else compiler_axes()
-    return by_heads(chosen, evicted, retained, rank, axes=axes)
+    return by_heads(chosen, evicted, retained, rank)
 
 
 def merge_values(
@@ -66,5 +62,4 @@ def merge_values(
       ValueError, NotImplementedError: as `route`.
     """
     chosen = choose("merging", MERGING, implementation)
-    axes = {HEADS} if chosen is ref.merge_values else compiler_axes()
-    return by_heads(chosen, v, weight, source, target, is_merged, axes=axes)
+    return by_heads(chosen, v, weight, source, target, is_merged)

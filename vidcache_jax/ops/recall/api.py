@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Array, Bool, Int
 
 from vidcache_jax.array_typing import CachedHeads, Heads
-from vidcache_jax.ops.by_heads import by_heads, compiler_axes
+from vidcache_jax.ops.by_heads import by_heads
 from vidcache_jax.ops.implementations import choose
 from vidcache_jax.ops.recall.check import is_sound
 from vidcache_jax.ops.recall.moments import Moments
@@ -88,4 +88,4 @@ def _call(
         return chosen(*own, *(each[:, 0] for each in shared), **options)
 
     for_all_heads = [each[:, None] for each in shared]
-    return by_heads(of_own_heads, own, for_all_heads, axes=compiler_axes())
+    return by_heads(of_own_heads, own, for_all_heads)

@@ -1,17 +1,19 @@
 """The one public scoring call and the choice of its implementation."""
 
 import functools
+from collections.abc import Callable
 
+import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from vidcache_jax.array_typing import Heads
 from vidcache_jax.ops.attention import AttentionPart
 from vidcache_jax.ops.by_heads import by_heads, compiler_axes
 from vidcache_jax.ops.implementations import choose
-from vidcache_jax.ops.scoring import ref
 from vidcache_jax.ops.scoring.check import is_sound
 from vidcache_jax.ops.scoring.ref import ColumnMeans
 from vidcache_jax.ops.scoring.table import IMPLEMENTATIONS
-from vidcache_jax.sharding import HEADS
+from vidcache_jax.sharding import MODEL_AXES, SEQUENCE
 
 
 def column_means(
@@ -27,7 +29,7 @@ def column_means(
 ) -> ColumnMeans:
     """Mean attention weight and mean logit of each of S keys over T queries; see `ref`.
 
-    On a mesh each chip scores the keys of its heads.
+    On a mesh each chip scores the keys of its heads, with its share of the queries.
 
     Args:
       q, k: un-rotated. "xla" rotates block by block, "tpu" head by head.
@@ -50,7 +52,24 @@ def column_means(
         "scoring", IMPLEMENTATIONS, implementation, q,
         is_sound=lambda name, each: is_sound(name, each, q.shape[-1], q.dtype),
     )  # fmt: skip
-    # A kernel is called where every axis is mapped by hand: the compiler cannot divide it.
-    axes = {HEADS} if chosen is ref.column_means else compiler_axes()
     score = functools.partial(chosen, ahead=ahead)
-    return by_heads(score, q, q_position, k, k_position, visible, attended, axes=axes)
+    mesh, axes = jax.sharding.get_abstract_mesh(), compiler_axes()
+    if {*MODEL_AXES} <= axes and q.shape[2] % mesh.shape[SEQUENCE] == 0:
+        score = functools.partial(_with_a_share, score, mesh.shape[SEQUENCE])
+    return by_heads(score, q, q_position, k, k_position, visible, attended)
+
+
+def _with_a_share(
+    score: Callable[..., ColumnMeans], num_shares: int, q: Heads, q_position, k, k_position,
+    visible, attended: AttentionPart | None,
+) -> ColumnMeans:  # fmt: skip
+    """On a chip that has all queries of its heads: a mean of means, one over each equal share."""
+
+    def share(x: Array) -> Array:
+        size = x.shape[2] // num_shares
+        start = jax.lax.axis_index(SEQUENCE) * size
+        return jax.lax.dynamic_slice_in_dim(x, start, size, axis=2)
+
+    q, q_position, attended = jax.tree.map(share, (q, q_position, attended))
+    means = score(q, q_position, k, k_position, visible, attended)
+    return jax.tree.map(lambda x: jax.lax.pmean(x, SEQUENCE), means)
