@@ -20,10 +20,7 @@ CONTRACT = {
         (SlidingWindow(7, 2), (3, 1, 4)),
         (SlidingWindow(4, 1, rope="absolute"), (1, 3)),
     ],
-    "tethercache": [
-        (TetherCache(2, 3, 4), (3, 1, 4)),
-        (TetherCache(0, 2, 4, tau=1.0, alpha=2.0), (3,)),
-    ],
+    "tethercache": [(TetherCache(2, 3, 4), (3, 1, 4))],
     "head-forcing": [
         (HeadForcing(HeadRoles((("local", "memory"), ("memory", "anchor"))), 3), (3, 1)),
     ],
