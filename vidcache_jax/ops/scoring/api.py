@@ -33,7 +33,7 @@ def column_means(
 
     Args:
       q, k: un-rotated. "xla" rotates block by block, "tpu" head by head, "triton" all at
-        once, a temporary as large as the keys and in float32 as well.
+        once, a temporary as large as the keys.
       q_position, k_position: (frame, row, column) of each token, per head or for all.
       visible: which keys exist; only they receive weight, the others get 0 and may hold anything.
       attended: of these queries over these keys, if known, 0 frames ahead: its residuals save one
