@@ -4,13 +4,15 @@
     python scripts/bench_kernels.py --heads 2 --grid 6 10    # a small one, for a CPU
 
 TetherCache's `recall` and `store` (`ops.recall`) and Future Forcing's `route` and `merge_values`
-(`ops.merge`), keys or values alone, in bfloat16: medians of calls in turns, each with the buffer
-that the call before it wrote. Every token of three evicted frames is merged, half of them into few
-targets.
+(`ops.merge`) and its two scorings (`ops.scoring`), keys or values alone, in bfloat16: medians of
+calls in turns, each with the buffer that the call before it wrote. Every token of three evicted
+frames is merged, half of them into few targets. Scored are a frame's proxies six steps ahead, and
+the chunk's queries, whose residuals are known.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vidcache_jax.benchmark.timing import medians
+from vidcache_jax.cache.slots import grid_positions
+from vidcache_jax.ops.attention import AttentionPart
 from vidcache_jax.ops.merge import merge_values, route
 from vidcache_jax.ops.recall import recall, store
 from vidcache_jax.ops.recall.moments import frame_moments
+from vidcache_jax.ops.scoring import column_means
 
 IMPLEMENTATIONS = ("xla", "tpu", "triton")
 FRAMES, STEPS = 3, 6
@@ -102,6 +107,17 @@ def operations(args: Args) -> dict[str, tuple[Callable[..., Any], Any, Any]]:
     def routed(_, *given, implementation):
         return route(*given, implementation=implementation)
 
+    def foreseen(_, *given, implementation):
+        return column_means(*given, ahead=tuple(range(1, STEPS + 1)), implementation=implementation)
+
+    def received(_, *given, implementation):
+        return column_means(*given, implementation=implementation)
+
+    at = lambda first, count: grid_positions(first + jnp.arange(count)[None], args.grid)
+    cached = x, jnp.broadcast_to(at(0, args.slots), (1, args.heads, size, 3)), of_all(order >= 0)
+    # As of logits of mean 0 and variance 1; any would do.
+    log_sum = jnp.full(chunk.shape[:3], math.log(size) + 0.5, jnp.float32)
+    attended = AttentionPart(chunk.astype(jnp.float32), log_sum, jnp.ones_like(log_sum))
     frames = x, frame_moments(x, args.slots)
     return {
         "recall": (recalled, frames, (places, jnp.full((1, FRAMES), True), trusted)),
@@ -110,6 +126,10 @@ def operations(args: Args) -> dict[str, tuple[Callable[..., Any], Any, Any]]:
         "merge_values": (
             merge_values, x,
             (uniform(STEPS, size), of_all(source), of_all(target), of_all(source >= 0)),
+        ),
+        "column_means": (foreseen, None, (chunk[:, :, :tokens], at(args.slots, 1), *cached)),
+        "column_means, residuals known": (
+            received, None, (chunk, at(args.slots, FRAMES), *cached, attended)
         ),
     }  # fmt: skip
 

@@ -24,8 +24,10 @@ import pytest
 
 from tests.ops.test_merge import pairs
 from tests.ops.test_recall import check_recall, edits
+from tests.ops.test_scoring import attended_of, check_bfloat16, check_steps, inputs
 from vidcache_jax.ops.merge import ref as merging
 from vidcache_jax.ops.recall import recall
+from vidcache_jax.ops.scoring import column_means
 from vidcache_jax.ops.triton_versions import reason_against_triton
 from vidcache_jax.testing import assert_close, same_bits
 
@@ -34,8 +36,11 @@ if reason := reason_against_triton():
 
 import jax_triton
 import torch
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder
 
 from vidcache_jax.ops.merge import triton as merge_triton
+from vidcache_jax.ops.scoring import triton as scoring_triton
 
 
 def interpreted(
@@ -52,9 +57,18 @@ def interpreted(
     return treedef.unflatten(map(jnp.from_dlpack, outputs))
 
 
+def dot_of_numbers(builder, a, b, *rest, dot=InterpreterBuilder.create_dot):
+    """The interpreter's, which would multiply the bits of bfloat16 as integers."""
+    exact = (
+        builder.create_fp_ext(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)
+    )
+    return dot(builder, *exact, *rest)
+
+
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch):
     monkeypatch.setattr(jax_triton, "triton_call", interpreted)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot_of_numbers)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -105,6 +119,28 @@ def test_merge_values(dtype):
     assert same_bits(np.asarray(merged)[others], v[others])
 
 
+SCORING = functools.partial(column_means, implementation="triton")
+
+
+@pytest.mark.parametrize("knows_residuals", [False, True])
+def test_scoring(knows_residuals, monkeypatch):
+    """In blocks neither of which divides the tokens; hidden keys are NaN, some heads see none."""
+    monkeypatch.setattr(scoring_triton, "BLOCKS", {4: (8, 32)})
+    # Positions and visibility of each head, or of all heads together.
+    q, q_position, k, k_position, visible = inputs(groups=1 if knows_residuals else 3)
+    visible[0, 0] = False
+    visible[1, 0, :64] = False
+    given = q, q_position, np.where(visible[..., None], k, np.nan), k_position, visible
+    if knows_residuals:
+        check_steps(SCORING, given, attended=attended_of(*map(jnp.asarray, given)))
+    else:
+        check_steps(SCORING, given, ahead=(1, 3))
+
+
+def test_scoring_in_bfloat16():
+    check_bfloat16(SCORING)
+
+
 def test_kernels_compile_for_a_gpu_that_is_not_there():
     """For compute capability 9.0, at the 1.3B's shapes; none is interpreted in that process."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -112,5 +148,6 @@ def test_kernels_compile_for_a_gpu_that_is_not_there():
     root = Path(__file__).parents[2]
     output = subprocess.run(run, cwd=root, env=environment, capture_output=True, text=True)
     assert output.returncode == 0, output.stderr
-    # Recall, routing, merging: calls of kernels, and their outputs that are inputs.
-    assert output.stdout.splitlines() == ["1 3", "1 0", "1 1"]
+    # Recall, routing, merging, scoring, also with known residuals: calls of kernels, and their
+    # outputs that are inputs.
+    assert output.stdout.splitlines() == ["1 3", "1 0", "1 1", "2 0", "1 0"]

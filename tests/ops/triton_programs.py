@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import jax_triton
 
+from vidcache_jax.ops.attention import AttentionPart
 from vidcache_jax.ops.merge import triton as merging
 from vidcache_jax.ops.recall import Moments, recall
+from vidcache_jax.ops.scoring import column_means
 
 COMPUTE_CAPABILITY = 90
 HEADS, SLOTS, TOKENS, HEAD_DIM, STEPS = 12, 21, 1560, 128, 6
@@ -20,6 +22,13 @@ def edit(keys, mean, variance, *chosen):
         keys, Moments(mean, variance), *chosen, tau=0.6, implementation="triton"
     )
     return edited, moments.mean, moments.variance
+
+
+def receive(q, q_position, k, k_position, visible, *residuals, ahead=(0,)):
+    attended = AttentionPart(q, *residuals) if residuals else None
+    given = q, q_position, k, k_position, visible
+    means = column_means(*given, attended, ahead=ahead, implementation="triton")
+    return means.weight, means.logit
 
 
 def programs() -> Iterator[tuple[Callable[..., Any], Any]]:
@@ -35,6 +44,16 @@ def programs() -> Iterator[tuple[Callable[..., Any], Any]]:
     pair = array(jnp.int32, HEADS, evicted)
     weight = profile(SLOTS * TOKENS)
     yield merging.merge_values, (keys, weight, pair, pair, array(jnp.bool, HEADS, evicted))
+
+    def scored(num_queries, *residuals):
+        size, place = SLOTS * TOKENS, functools.partial(array, jnp.int32)
+        q = array(jnp.bfloat16, HEADS, num_queries, HEAD_DIM)
+        seen = array(jnp.bool, HEADS, size)
+        return q, place(1, num_queries, 3), keys, place(HEADS, size, 3), seen, *residuals
+
+    residual = array(jnp.float32, HEADS, evicted)
+    yield functools.partial(receive, ahead=tuple(range(1, STEPS + 1))), scored(TOKENS)
+    yield receive, scored(evicted, residual, residual)
 
 
 if __name__ == "__main__":

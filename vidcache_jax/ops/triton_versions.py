@@ -3,9 +3,10 @@
     jax                  jax-triton   triton
     0.10.2 to 0.12.0.1   0.3.1        3.6.0 to 3.9.0
 
-At both ends the kernels have been compiled for sm_90 on a machine without a GPU. jax-triton 0.4
-hands a kernel what it writes in place once, 0.3 as an argument and as a result. Of JAX's support
-for CUDA, ``jax-cuda13-plugin`` is needed, or 12; ``pip install -e ".[cuda]"`` brings it.
+At both ends the kernels have been compiled for sm_90 on a machine without a GPU, those of scoring
+with JAX 0.10.2 alone. jax-triton 0.4 hands a kernel what it writes in place once, 0.3 as an
+argument and as a result. Of JAX's support for CUDA, ``jax-cuda13-plugin`` is needed, or 12;
+``pip install -e ".[cuda]"`` brings it.
 """
 
 import importlib

@@ -32,14 +32,15 @@ def column_means(
     On a mesh each chip scores the keys of its heads, with its share of the queries.
 
     Args:
-      q, k: un-rotated. "xla" rotates block by block, "tpu" head by head.
+      q, k: un-rotated. "xla" rotates block by block, "tpu" head by head, "triton" all at
+        once, a temporary as large as the keys.
       q_position, k_position: (frame, row, column) of each token, per head or for all.
       visible: which keys exist; only they receive weight, the others get 0 and may hold anything.
       attended: of these queries over these keys, if known, 0 frames ahead: its residuals save one
         of the two passes.
       ahead: by how many frames the queries are moved, once for each of delta results.
-      implementation: "xla", "tpu" or None for the best one that can do this where it runs; a
-        kernel of this machine's device is checked first, once (`check`).
+      implementation: "xla", "tpu", "triton" or None for the best one that can do this where it
+        runs; a kernel of this machine's device is checked first, once (`check`).
 
     Returns:
       Means [B, N, delta, S].

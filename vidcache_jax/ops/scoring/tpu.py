@@ -10,9 +10,7 @@ Queries lie along sublanes and keys along lanes, so that column sums reduce over
 rows. The running maximum and denominator of pass 1 are kept for each of the 128 lanes by itself,
 as if a query had 128 softmaxes; lanes are merged once, after its last block of keys.
 
-A head's queries and keys are rotated beforehand, by XLA: in the kernel every block of keys would be
-rotated anew for every block of queries. Mean logits need no logits either: the mean of products
-is the product with the mean query.
+Rotation before it, and the means of what it sums, are in `rotated`.
 """
 
 import functools
@@ -34,8 +32,8 @@ from vidcache_jax.ops.mosaic import (
     round_up,
     size_of_a_token,
 )
-from vidcache_jax.ops.rope import rotate
 from vidcache_jax.ops.scoring.ref import ColumnMeans
+from vidcache_jax.ops.scoring.rotated import Scored, means_of, scored
 
 
 class Tiling(NamedTuple):
@@ -80,69 +78,18 @@ def column_means(
       interpret: run the kernel's operations on any device, slowly, for tests; with
         InterpretParams on a simulated TPU.
     """
-    steps = jnp.pad(jnp.array(ahead, jnp.int32)[:, None], ((0, 0), (0, 2)))
-    moved = q_position[:, :, None] + steps[None, None, :, None]
-    log_sum = None
-    if attended is not None:
-        # A query that sees no key gives no weight.
-        sees = attended.denominator > 0
-        log_sum = jnp.where(sees, attended.max + jnp.log(attended.denominator), jnp.inf)
+    sums = functools.partial(column_sums, tiling=tiling, interpret=interpret)
 
     def heads_first(x: Array) -> Array:
         return jnp.moveaxis(jnp.broadcast_to(x, (x.shape[0], q.shape[1], *x.shape[2:])), 1, 0)
 
-    def of_a_head(own: _Head) -> ColumnMeans:
-        return _one_head(jax.tree.map(lambda x: x[:, None], own), tiling, interpret)
+    def of_a_head(own: Scored) -> ColumnMeans:
+        return means_of(jax.tree.map(lambda x: x[:, None], own), sums)
 
     # Head after head: a rotated copy of all keys would be as large as the keys.
-    given = _Head(q, moved, k, k_position, visible, log_sum)
+    given = scored(q, q_position, k, k_position, visible, attended, ahead)
     means = jax.lax.map(of_a_head, jax.tree.map(heads_first, given))
     return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 0], 0, 1), means)
-
-
-class _Head(NamedTuple):
-    """What a head's means are made of; an axis N of 1 where a call has it."""
-
-    q: Float[Array, "*N B T H"]
-    q_position: Int[Array, "*N B delta T 3"]
-    k: Float[Array, "*N B S H"]
-    k_position: Int[Array, "*N B S 3"]
-    visible: Bool[Array, "*N B S"]
-    log_sum: Float[Array, "*N B T"] | None
-
-
-def _one_head(
-    own: _Head, tiling: Tiling | None, interpret: bool | pltpu.InterpretParams
-) -> ColumnMeans:
-    batch, num_heads, num_queries, head_dim = own.q.shape
-    num_steps = own.q_position.shape[2]
-    shape = (batch, num_heads, num_steps, num_queries, head_dim)
-    rotated_q = _rotated(jnp.broadcast_to(own.q[:, :, None], shape), own.q_position)
-    rotated_k = _rotated(own.k, own.k_position).astype(own.q.dtype)
-    sums = column_sums(
-        rotated_q, rotated_k, own.visible, own.log_sum, tiling=tiling, interpret=interpret
-    )
-    mean_query = jnp.mean(rotated_q, axis=3, dtype=jnp.float32)
-    logit = jnp.einsum(
-        "bndh,bnsh->bnds", mean_query, rotated_k.astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-    )  # fmt: skip
-    seen = own.visible[:, :, None]
-    return ColumnMeans(
-        weight=jnp.where(seen, sums / num_queries, 0.0),
-        logit=jnp.where(seen, logit * jnp.float32(head_dim**-0.5), 0.0),
-    )
-
-
-def _rotated(
-    x: Float[Array, "B N *steps T H"], position: Int[Array, "B G *steps T 3"]
-) -> Float[Array, "B N *steps T H"]:
-    """One video and step after the other: the angles of all would take more than the keys do."""
-    one_by_one = lambda x_: jnp.broadcast_to(x_, (*x.shape[:-1], x_.shape[-1])).reshape(
-        -1, 1, 1, *x_.shape[-2:]
-    )
-    rotated = jax.lax.map(lambda pair: rotate(*pair), (one_by_one(x), one_by_one(position)))
-    return rotated.reshape(x.shape)
 
 
 def column_sums(
