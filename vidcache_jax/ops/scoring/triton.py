@@ -15,7 +15,7 @@ Nobody has timed them: they are chosen by name only. Needs ``pip install -e ".[c
 """
 
 import math
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def column_sums(
     batch, num_heads, steps, num_queries, head_dim = q.shape
     num_keys = k.shape[2]
     block_own, block_met = BLOCKS[q.dtype.itemsize]
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         steps=steps, num_queries=num_queries, num_keys=num_keys, head_dim=head_dim,
         scale=head_dim**-0.5 * LOG2_E, block_own=block_own, block_met=block_met,
         block_channels=max(16, jax_triton.next_power_of_2(head_dim)),
