@@ -129,8 +129,8 @@ Written by `scripts/plan_matrix.py` on {datetime.date.today()}, {versions}.
 matrix units and attention at rates that others have measured, then links, one after the other.
 *Compiler*: its own estimate of all its instructions, with the roofline's attention and links for
 what it does not estimate; for the kernels of scoring, routing and recall nothing stands in. The DiT
-alone, four denoise passes and the commit, 480 x 832, bfloat16; a
-chunk is three latent frames, 12 of pixels. Text encoder and VAE are not in it.
+alone, four denoise passes and the commit, 480 x 832, bfloat16; a chunk is three latent frames, 12
+of pixels. Text encoder and VAE are not in it.
 
 ## Every policy on eight chips, one video
 

@@ -33,18 +33,6 @@ def named(what: str, implementations: Mapping[str, Chosen], name: str) -> Chosen
     return implementations[name]
 
 
-def kernels(
-    implementations: Mapping[str, Implementation],
-    is_possible: Callable[[str, Implementation], bool],
-) -> dict[str, Callable[..., Any]]:
-    """What to call on each platform that has a kernel for this."""
-    return {
-        each.platform: each.call
-        for name, each in implementations.items()
-        if each.platform is not None and is_possible(name, each)
-    }
-
-
 def undivided(axes: set[str]) -> str:
     """Why a kernel cannot be called where the compiler divides over ``axes``."""
     return f"the compiler cannot divide a kernel over {sorted(axes)}; call it in a jax.shard_map"
@@ -57,7 +45,11 @@ def choose(
     *about: Any,
     is_sound: Callable[[str, Implementation], bool] = lambda name, each: True,
 ) -> Callable[..., Any]:
-    """What computes an operation that `by_heads` divides: that of a name, or the best there is.
+    """What computes an operation: that of a name, or the best there is.
+
+    A kernel has to be called where every axis is mapped by hand: whoever calls what is chosen sees
+    to that (`by_heads`), which is possible if the compiler divides over all of `MODEL_AXES` or
+    nothing.
 
     Args:
       about: what `Implementation.reason_against` goes by.
@@ -81,8 +73,11 @@ def choose(
             raise NotImplementedError(f"{what} on {name!r}: {reason}")
         return chosen.call
 
-    is_possible = lambda name, each: reason_against(each) is None and is_sound(name, each)
-    there = kernels(implementations, is_possible)
+    there = {
+        each.platform: each.call
+        for name, each in implementations.items()
+        if each.platform is not None and reason_against(each) is None and is_sound(name, each)
+    }
     if not there:
         return implementations["xla"].call
 

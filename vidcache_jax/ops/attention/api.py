@@ -14,7 +14,7 @@ from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.attention.ref import AttentionPart
 from vidcache_jax.ops.attention.table import IMPLEMENTATIONS
 from vidcache_jax.ops.by_heads import compiler_axes
-from vidcache_jax.ops.implementations import Implementation, kernels, named, undivided
+from vidcache_jax.ops.implementations import Implementation, choose, named, undivided
 from vidcache_jax.sharding import HEADS, MODEL_AXES, SEQUENCE
 
 
@@ -65,18 +65,14 @@ def attention(
 
 
 def _best(q: Heads, keys: Keys, divided: str) -> AttentionPart:
-    def is_possible(name: str, each: Implementation) -> bool:
-        return each.reason_against(q, keys) is None and is_sound(name, each, q.shape[-1], q.dtype)
-
-    axes, there = compiler_axes(), kernels(IMPLEMENTATIONS, is_possible)
-    if not there or (axes and axes != {*MODEL_AXES}):
-        return xla.attention(q, keys)
-
-    def attend(q: Heads, keys: Keys) -> AttentionPart:
-        # Which device this will run on is known when it is lowered, not here.
-        return jax.lax.platform_dependent(q, keys, default=xla.attention, **there)
-
-    return _by_hand(attend, q, keys, axes, divided) if axes else attend(q, keys)
+    attend = choose(
+        "attention", IMPLEMENTATIONS, None, q, keys,
+        is_sound=lambda name, each: is_sound(name, each, q.shape[-1], q.dtype),
+    )  # fmt: skip
+    axes = compiler_axes()
+    if not axes or attend is xla.attention:
+        return attend(q, keys)
+    return _by_hand(attend, q, keys, axes, divided)
 
 
 def _by_hand(attend: Callable, q: Heads, keys: Keys, axes: set[str], divided: str):

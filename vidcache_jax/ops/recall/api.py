@@ -75,15 +75,11 @@ def _call(
 ) -> tuple[CachedHeads, Moments]:
     """An operation on arrays that have heads and on others that all heads share."""
     x, moments, *_ = own
-    implementations = IMPLEMENTATIONS[what]
     chosen = choose(
-        what, implementations, implementation, x, moments.mean.shape[2],
+        what, IMPLEMENTATIONS[what], implementation, x, moments.mean.shape[2],
         is_sound=lambda name, each: is_sound(what, name, each, x.shape[-1], x.dtype),
     )  # fmt: skip
-    if chosen is implementations["xla"].call:
-        return chosen(*own, *shared, **options)
 
-    # A kernel is called where every axis is mapped by hand: the compiler cannot divide it.
     def of_own_heads(own, shared):
         return chosen(*own, *(each[:, 0] for each in shared), **options)
 
