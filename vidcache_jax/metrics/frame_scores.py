@@ -34,8 +34,10 @@ def contrast(frames: Frames) -> FrameScores:
 
 def saturation(frames: Frames) -> FrameScores:
     """Mean of HSV's saturation (max - min) / max over the pixels, 0 (grey) to 1; black has 0."""
-    greatest = frames.max(axis=-1).astype(np.float64)
-    spread = greatest - frames.min(axis=-1)
+    # NumPy reduces an axis of three slowly.
+    red, green, blue = np.moveaxis(frames, -1, 0)
+    greatest = np.maximum(np.maximum(red, green), blue)
+    spread = greatest - np.minimum(np.minimum(red, green), blue)
     return np.mean(spread / np.maximum(greatest, 1), axis=(1, 2))
 
 

@@ -62,9 +62,9 @@ def sightings(
 
 
 def _sightings(frames: UInt8[np.ndarray, "F H W 3"], config: WorldConfig) -> Sightings:
-    palette = _palette()
+    palette = _palette().astype(np.float32)
     # |x - p|^2 without |x|^2, which is the same for all: one product of matrices.
-    pixels = frames.reshape(-1, 3) / 255
+    pixels = frames.reshape(-1, 3) / np.float32(255)
     nearest = (np.sum(palette**2, axis=-1) - 2 * pixels @ palette.T).argmin(axis=-1)
     is_near = np.linalg.norm(pixels - palette[nearest], axis=-1) < NEAR
     colour = np.where(is_near, nearest, len(palette)).reshape(frames.shape[:3])
