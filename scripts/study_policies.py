@@ -45,30 +45,28 @@ from vidcache_jax.tiny.suite import prompt_of, told_scenes
 VARIANTS = {
     "full": (),  # remembers everything: no equal budget
     "sliding-window": ("sliding-window:sink_size=0", "sliding-window:sink_size=3"),
+}
+_ISPA = vj.ISPA(vj.SlidingWindow(window_size=21, sink_size=3), warmup_frames=21)
+# What no option of the command line says.
+BUILT: dict[str, Callable[[HeadRoles], CachePolicy]] = {
+    "ispa": lambda roles: _ISPA,
+    "head-forcing, roles at random": lambda roles: vj.HeadForcing(roles.shuffled(0)),
+    "head-forcing, all heads memory": lambda roles: vj.HeadForcing(
+        roles.replaced("local", "memory").replaced("anchor", "memory")
+    ),
+    "ispa, no absorption": lambda roles: dataclasses.replace(_ISPA, absorb=False),
+}
+# By the policy from which something is taken.
+ABLATIONS = {
     "tethercache": (
-        "tethercache",
         "tethercache:tau=0",
         "tethercache:tau=0.35",
         "tethercache:alpha=0",
         "tethercache:alpha=1",
     ),
-    "head-forcing": ("head-forcing",),
-    "future-forcing": (
-        "future-forcing",
-        "future-forcing:merge=False",
-        "future-forcing:score=sink_fifo",
-    ),
-    "ispa": (),  # below
-}
-_ISPA = vj.ISPA(vj.SlidingWindow(window_size=21, sink_size=3), warmup_frames=21)
-# What no option of the command line says.
-BUILT: dict[str, Callable[[HeadRoles], CachePolicy]] = {
-    "head-forcing, roles at random": lambda roles: vj.HeadForcing(roles.shuffled(0)),
-    "head-forcing, all heads memory": lambda roles: vj.HeadForcing(
-        roles.replaced("local", "memory").replaced("anchor", "memory")
-    ),
-    "ispa": lambda roles: _ISPA,
-    "ispa, no absorption": lambda roles: dataclasses.replace(_ISPA, absorb=False),
+    "head-forcing": ("head-forcing, roles at random", "head-forcing, all heads memory"),
+    "future-forcing": ("future-forcing:merge=False", "future-forcing:score=sink_fifo"),
+    "ispa": ("ispa, no absorption",),
 }
 
 
@@ -139,6 +137,9 @@ class Args:
     videos: int = 32
     """The first of the 32 prompts."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the policies."""
+    ablation_seeds: tuple[int, ...] = (0,)
+    """Of the ablations; of the policies they are compared with, the same seeds count."""
     seconds: float = 240.0
     work_dir: Path = Path("study")
     write: Path | None = None
@@ -149,51 +150,68 @@ def main(args: Args) -> None:
     console = Console()
     say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
     enable_compilation_cache(Path("~/.cache/vidcache_jax"))
-    comparison = comparison_of(args)
+    comparisons = comparisons_of(args)
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    todo, chunks = unfinished(comparison, args.work_dir), chunks_for(args.seconds, comparison.model)
-    say(f"{len(todo)} of {len(comparison.runs)} videos of {chunks} chunks are to be made")
+    todo = sum(len(unfinished(each, args.work_dir)) for each in comparisons)
+    chunks = chunks_for(args.seconds, comparisons[0].model)
+    wanted = sum(len(each.runs) for each in comparisons)
+    say(f"{todo} of {wanted} videos of {chunks} chunks are to be made")
     made = 0
 
     def on_chunk(run: Run) -> None:
         nonlocal made
         made += 1
         if made % chunks == 0:
-            say(f"{made // chunks} of {len(todo)}: {run.label}, {run.prompt}, {run.seed}")
+            say(f"{made // chunks} of {todo}: {run.label}, {run.prompt}, {run.seed}")
 
     try:
-        for failure in run_all(comparison, args.work_dir, on_chunk=on_chunk):
-            say(f"could not be made: {failure.run.label}: {failure.reason}")
+        for comparison in comparisons:
+            for failure in run_all(comparison, args.work_dir, on_chunk=on_chunk):
+                say(f"could not be made: {failure.run.label}: {failure.reason}")
     except KeyboardInterrupt:
         say("interrupted; the report is on what is finished")
-    runs = finished_by_all(finished(comparison, args.work_dir), comparison)
+    runs = [
+        each
+        for comparison in comparisons
+        for each in finished_by_all(finished(comparison, args.work_dir), comparison)
+    ]
     if not runs:
         say("no prompt is finished for every variant yet")
         return
     write_tables(runs, args.work_dir)
     path = args.write or args.work_dir / "policies.md"
-    write_text(path, report(runs, comparison))
+    write_text(path, report(runs, wanted))
     say(f"wrote {path}")
 
 
-def comparison_of(args: Args) -> Comparison:
+def comparisons_of(args: Args) -> list[Comparison]:
+    """Of the policies, and of the ablations, as far as they are asked for."""
     model = vj.load_model("tiny")
     roles = model.head_roles
     assert roles is not None, "the built-in model has a table"
-    named = [text for name in vj.POLICIES for text in VARIANTS.get(name, (name,))]
-    chosen = args.variants or (*named, *BUILT)
     frames = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
-    return Comparison(
-        model=model,
-        policies={
-            text: BUILT[text](roles) if text in BUILT else read_policy(text, frames, model)
-            for text in chosen
-        },
-        prompts=tuple(prompt_of(*told) for told in told_scenes()[: args.videos]),
-        seeds=args.seeds,
-        seconds=args.seconds,
-        of_sprites=True,
+    ablations = [label for labels in ABLATIONS.values() for label in labels]
+    named = [label for name in vj.POLICIES for label in VARIANTS.get(name, (name,))]
+    chosen = args.variants or (*named, *ablations)
+
+    def of(labels: Sequence[str], seeds: tuple[int, ...]) -> Comparison:
+        return Comparison(
+            model=model,
+            policies={
+                label: BUILT[label](roles) if label in BUILT else read_policy(label, frames, model)
+                for label in labels
+            },
+            prompts=tuple(prompt_of(*told) for told in told_scenes()[: args.videos]),
+            seeds=seeds,
+            seconds=args.seconds,
+            of_sprites=True,
+        )
+
+    parts = (
+        ([label for label in chosen if label not in ablations], args.seeds),
+        ([label for label in chosen if label in ablations], args.ablation_seeds),
     )
+    return [of(labels, seeds) for labels, seeds in parts if labels]
 
 
 def finished_by_all(runs: Finished, comparison: Comparison) -> Finished:
@@ -203,49 +221,54 @@ def finished_by_all(runs: Finished, comparison: Comparison) -> Finished:
     return [(run, each) for run, each in runs if who[run.prompt, run.seed] == complete]
 
 
-def report(runs: Finished, comparison: Comparison) -> str:
-    """The study in Markdown: what was run, what came out, what of the papers it shows."""
-    labels = list(dict.fromkeys(run.label for run, _ in runs))
-    prompts = {run.prompt for run, _ in runs}
-    seeds = {run.seed for run, _ in runs}
-    counts = f"{_many(len(prompts), 'prompt')}, {_many(len(seeds), 'seed')}"
-    machine = runs[0][1].machine
-    wanted = len(comparison.runs)
+def report(runs: Finished, wanted: int) -> str:
+    """The study in Markdown: what was run, what came out, what of the papers it shows.
+
+    Args:
+      wanted: how many videos were to be made.
+    """
+    ablated = {label for labels in ABLATIONS.values() for label in labels}
+    policies = [each for each in runs if each[0].label not in ablated]
+    ablations = [each for each in runs if each[0].label in ablated]
+    labels = _labels(policies)
+    parts = [size(part, what) for part, what in ((policies, "policy"), (ablations, "ablation"))]
+    seconds, machine = runs[0][0].seconds, runs[0][1].machine
     unfinished_note = "" if len(runs) == wanted else f" ({wanted} were to be made)"
-    is_whole = len(prompts) >= 32 and len(seeds) >= 3 and comparison.seconds >= 240
-    size = "" if is_whole else (
+    is_whole = seconds >= 240 and is_large(policies, seeds=3) and is_large(ablations, seeds=1)
+    warning = "" if is_whole else (
         "\n**This is a small run, not the study**: that has 32 prompts, 3 seeds and 4 minutes "
         "(`python scripts/study_policies.py --write docs/policies.md`). With so few "
         "prompts most intervals say only that nothing is settled.\n"
     )  # fmt: skip
     return f"""# Policies on the built-in model
 
-Written by `scripts/study_policies.py` on {datetime.date.today()}: **{counts}, \
-{comparison.seconds:g} seconds**, {_many(len(labels), "variant")}, {_many(len(runs), "video")}\
+Written by `scripts/study_policies.py` on {datetime.date.today()}: **{seconds:g} seconds** \
+of {"; of ".join(part for part in parts if part)}; together {_many(len(runs), "video")}\
 {unfinished_note}; {machine["device"]}, jax {machine["jax"]}.
-{size}
+{warning}
 All variants attend to at most 21 latent frames, the chunk being made among them, and are given the
 same noise. Prompts name one sprite, its motion and a place, with a still camera. A figure is the
 mean over prompts of the mean over seeds, with its 95 % interval over prompts (Student's t). The
 figures are defined in `vidcache_jax/metrics/`; a drifting sprite is out of view for half of the
 time, so *told sprites found* cannot be 1.
 
-## Figures
+## Policies
 
-{table(["", *(f"`{label}`" for label in labels)], figure_rows(runs, labels))}
-
+{figure_table(policies, labels)}
+{"".join(ablation_part(runs, base) for base in ABLATIONS)}
 ## What papers say
 
-Differences are paired by prompt. *Shows*: the interval lies on the side of the claim; *the
+Differences are paired by prompt and seed. *Shows*: the interval lies on the side of the claim; *the
 opposite*: on the other; *open*: it holds 0, so at this size nothing can be said. What does not show
 on a model this small may hold on a large one, and the other way round.
 
-{table(["claim", "figure", "difference", "here"], claim_rows(runs, labels))}
+{table(["claim", "figure", "difference", "here"], claim_rows(runs, _labels(runs)))}
 
 ## Cost
 
-Times are of the machine as busy as it was meanwhile; the README has some of quieter runs. A chunk
-is three frames. The first has the compilation in it, unless the compilation cache had the program.
+Times are of the machine as busy as it was meanwhile; docs/measured.md has some of quieter runs. A
+chunk is three frames. The first has the compilation in it, unless the compilation cache had the
+program.
 
 {table(["", "cache, MiB", "a chunk, ms", "slowest first chunk, s"], cost_table(runs))}
 
@@ -258,6 +281,39 @@ python scripts/study_policies.py --write docs/policies.md
 It can be interrupted and started again. To look at the videos of some of it, side by side:
 `vidcache compare` (see the README).
 """
+
+
+def size(runs: Finished, what: str) -> str:
+    """How many variants, prompts and seeds; nothing of nothing."""
+    if not runs:
+        return ""
+    prompts, seeds = len({run.prompt for run, _ in runs}), len({run.seed for run, _ in runs})
+    counts = f"**{_many(prompts, 'prompt')}, {_many(seeds, 'seed')}**"
+    return f"{_many(len(_labels(runs)), what)}, {counts}"
+
+
+def is_large(runs: Finished, *, seeds: int) -> bool:
+    pairs = {(run.prompt, run.seed) for run, _ in runs}
+    return len(pairs) >= 32 * seeds and len({prompt for prompt, _ in pairs}) >= 32
+
+
+def ablation_part(runs: Finished, base: str) -> str:
+    """A policy and what is left of it, on what all of them have made; nothing if none has."""
+    variants = {base, *ABLATIONS[base]} & set(_labels(runs))
+    if len(variants) < 2:
+        return ""
+    own = [each for each in runs if each[0].label in variants]
+    made = Counter((run.prompt, run.seed) for run, _ in own)
+    shared = [(run, x) for run, x in own if made[run.prompt, run.seed] == len(variants)]
+    return f"\n## Ablations: {base}\n\n{figure_table(shared, _labels(own))}\n"
+
+
+def figure_table(runs: Finished, labels: Sequence[str]) -> str:
+    return table(["", *(f"`{label}`" for label in labels)], figure_rows(runs, labels))
+
+
+def _labels(runs: Finished) -> list[str]:
+    return list(dict.fromkeys(run.label for run, _ in runs))
 
 
 def figure_rows(runs: Finished, labels: Sequence[str]) -> list[list[str]]:
@@ -285,19 +341,17 @@ def claim_rows(runs: Finished, labels: Sequence[str]) -> list[list[str]]:
 
 
 def difference(runs: Finished, claim: Claim) -> Interval:
-    """The better variant's figure minus the worse one's, prompt by prompt."""
-    by_prompt: dict[str, dict[str, list[float]]] = {}
+    """The better variant's figure minus the worse one's, of the same prompts and seeds."""
+    of_both: dict[tuple[str, int], dict[str, float]] = {}
     for run, result in runs:
-        if run.label in (claim.better, claim.worse):
-            value = _statistic(result, claim)
-            if not math.isnan(value):
-                both = by_prompt.setdefault(run.prompt, {claim.better: [], claim.worse: []})
-                both[run.label].append(value)
-    return mean_interval([
-        float(np.mean(both[claim.better]) - np.mean(both[claim.worse]))
-        for both in by_prompt.values()
-        if all(both.values())
-    ])  # fmt: skip
+        value = _statistic(result, claim)
+        if run.label in (claim.better, claim.worse) and not math.isnan(value):
+            of_both.setdefault((run.prompt, run.seed), {})[run.label] = value
+    by_prompt: dict[str, list[float]] = {}
+    for (prompt, _), values in of_both.items():
+        if len(values) == 2:
+            by_prompt.setdefault(prompt, []).append(values[claim.better] - values[claim.worse])
+    return mean_interval([float(np.mean(differences)) for differences in by_prompt.values()])
 
 
 def _statistic(result, claim: Claim) -> float:
@@ -332,7 +386,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
 
 
 def _shown(interval: Interval) -> str:

@@ -99,7 +99,8 @@ def test_study_runs_in_small(tmp_path):
     small = "--videos 2 --seeds 0 --seconds 3 --variants sliding-window:sink_size=0 tethercache"
     run(f"python {ROOT}/scripts/study_policies.py {small} --work-dir . --write study.md", tmp_path)
     report = (tmp_path / "study.md").read_text()
-    assert "**2 prompts, 1 seed, 3 seconds**" in report and "This is a small run" in report
+    assert "**3 seconds** of 2 policies, **2 prompts, 1 seed**; together 4 videos" in report
+    assert "This is a small run" in report
     assert re.search(r"TetherCache's latents drift less.* \| (shows|open|the opposite) \|", report)
 
 

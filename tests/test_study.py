@@ -5,8 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from scripts.study_policies import CLAIMS, Claim, difference, finished_by_all, report, verdict
-from tests.lab.comparisons import LABELS, comparison
+from scripts.study_policies import (
+    CLAIMS,
+    Claim,
+    ablation_part,
+    difference,
+    finished_by_all,
+    report,
+    verdict,
+)
+from tests.lab.comparisons import LABELS, PROMPTS, comparison
+from vidcache_jax.lab.comparison import Comparison
 from vidcache_jax.lab.figures import Finished, Interval
 from vidcache_jax.lab.result import Cost, Result
 from vidcache_jax.metrics.table import METRICS
@@ -14,12 +23,12 @@ from vidcache_jax.metrics.table import METRICS
 COMPARISON = comparison(prompts=("p", "q", "r"))
 
 
-def finished(values: dict[tuple[str, str], float]) -> Finished:
+def finished(values: dict[tuple[str, str], float], of: Comparison = COMPARISON) -> Finished:
     """Videos of one chunk; the figure by label and prompt, the seed added to it."""
     cost = Cost(2**20, 2.0, 0.5, None)
     machine = {"device": "1 x cpu", "jax": "0.10.2"}
     made = []
-    for run in COMPARISON.runs:
+    for run in of.runs:
         value = values.get((run.label, run.prompt))
         if value is not None:
             series = {"motion": np.array([value + run.seed], np.float64)}
@@ -53,13 +62,33 @@ def test_verdicts(mean, half_width, sign, expected):
     assert verdict(Interval(mean, half_width, 3), sign) == expected
 
 
+def test_an_ablation_is_compared_on_its_own_seeds():
+    """The policy has made two seeds, the ablation one: figures and difference are of that one."""
+    base, ablation = "tethercache", "tethercache:tau=0"
+
+    def made(label: str, figure: float, seeds: tuple[int, ...]) -> Finished:
+        part = comparison(policies={label: COMPARISON.policies["full"]}, seeds=seeds)
+        return finished({(label, prompt): figure for prompt in PROMPTS}, part)
+
+    runs = [*made(base, 5, (0, 1)), *made(ablation, 3, (0,))]
+    assert "| Motion, mean | 5 ± 0 | 3 ± 0 |" in ablation_part(runs, base)
+    assert ablation_part(runs, "ispa") == ""
+    interval = difference(runs, Claim("moves more", base, ablation, "motion", "mean"))
+    assert (interval.mean, interval.half_width, interval.prompts) == (2, 0, 2)
+    text = report(runs, wanted=6)
+    sizes = "of 1 policy, **2 prompts, 2 seeds**; of 1 ablation, **2 prompts, 1 seed**"
+    assert f"{sizes}; together 6 videos;" in text
+    assert "| Motion, mean | 5.5 ± 0 |" in text
+
+
 def test_only_what_every_variant_has_finished_counts():
     first, second = LABELS
     runs = finished({(first, "p"): 1, (second, "p"): 2, (first, "q"): 3})
     kept = finished_by_all(runs, COMPARISON)
     assert {run.prompt for run, _ in kept} == {"p"} and len(kept) == 4
-    text = report(kept, COMPARISON)
-    assert "**1 prompt, 2 seeds, 1.125 seconds**, 2 variants, 4 videos (12 were to be made)" in text
+    text = report(kept, wanted=12)
+    size = "**1.125 seconds** of 2 policies, **1 prompt, 2 seeds**; together 4 videos"
+    assert f"{size} (12 were to be made)" in text
     assert "This is a small run, not the study" in text
 
 
