@@ -100,7 +100,8 @@ def test_study_runs_in_small(tmp_path):
     run(f"python {ROOT}/scripts/study_policies.py {small} --work-dir . --write study.md", tmp_path)
     report = (tmp_path / "study.md").read_text()
     assert "**3 seconds** of 2 policies, **2 prompts, 1 seed**; together 4 videos" in report
-    assert "This is a small run" in report
+    assert "This is a small run" in report and "(study.png)" in report
+    assert (tmp_path / "study.png").stat().st_size > 0
     assert re.search(r"TetherCache's latents drift less.* \| (shows|open|the opposite) \|", report)
 
 

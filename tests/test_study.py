@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from scripts.study_policies import (
+from scripts.study_report import (
     CLAIMS,
     Claim,
     ablation_part,
@@ -75,7 +75,7 @@ def test_an_ablation_is_compared_on_its_own_seeds():
     assert ablation_part(runs, "ispa") == ""
     interval = difference(runs, Claim("moves more", base, ablation, "motion", "mean"))
     assert (interval.mean, interval.half_width, interval.prompts) == (2, 0, 2)
-    text = report(runs, wanted=6)
+    text = report(runs, wanted=6, picture="p.png")
     sizes = "of 1 policy, **2 prompts, 2 seeds**; of 1 ablation, **2 prompts, 1 seed**"
     assert f"{sizes}; together 6 videos;" in text
     assert "| Motion, mean | 5.5 ± 0 |" in text
@@ -86,7 +86,7 @@ def test_only_what_every_variant_has_finished_counts():
     runs = finished({(first, "p"): 1, (second, "p"): 2, (first, "q"): 3})
     kept = finished_by_all(runs, COMPARISON)
     assert {run.prompt for run, _ in kept} == {"p"} and len(kept) == 4
-    text = report(kept, wanted=12)
+    text = report(kept, wanted=12, picture="p.png")
     size = "**1.125 seconds** of 2 policies, **1 prompt, 2 seeds**; together 4 videos"
     assert f"{size} (12 were to be made)" in text
     assert "This is a small run, not the study" in text
