@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from vidcache_jax.lab.figures import Finished, curve
+from vidcache_jax.lab.figures import Finished, curve, labels_of
 from vidcache_jax.lab.plots import style
 from vidcache_jax.metrics.table import METRICS
+from vidcache_jax.sampling import output_file
 
 SHOWN = ("told_place", "told_colours", "background_kept", "latent_std")
 
@@ -14,7 +15,7 @@ def draw(runs: Finished, path: Path) -> None:
     # Takes a second to import, and only the report needs it.
     from matplotlib.figure import Figure
 
-    labels = list(dict.fromkeys(run.label for run, _ in runs))
+    labels = labels_of(runs)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True)
     for axes, name in zip(grid.flat, SHOWN, strict=True):
@@ -32,4 +33,10 @@ def draw(runs: Finished, path: Path) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("seconds")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=110)
+    path, partial = output_file.reserve(path, ".png")
+    try:
+        figure.savefig(partial, format="png", dpi=110)
+    except OSError as error:
+        output_file.discard(partial)
+        raise output_file.cannot_write(path, error) from error
+    output_file.publish(partial, path)

@@ -92,7 +92,7 @@ def main(args: Args) -> None:
     runs = [
         each
         for comparison in comparisons
-        for each in finished_by_all(finished(comparison, args.work_dir), comparison)
+        for each in finished_by_all(finished(comparison, args.work_dir), comparison.policies)
     ]
     if not runs:
         say("no prompt is finished for every variant yet")

@@ -4,15 +4,15 @@ import dataclasses
 import datetime
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from vidcache_jax.lab.comparison import Comparison
 from vidcache_jax.lab.figures import (
     Finished,
     Interval,
     cost_rows,
+    labels_of,
     mean_interval,
     policy_figure,
     video_figure,
@@ -91,11 +91,10 @@ SHOWN = (
 WORDS = {"mean": "mean", "last_clip": "last 2 s", "quality_drift": "first 2 s minus last 2 s"}
 
 
-def finished_by_all(runs: Finished, comparison: Comparison) -> Finished:
+def finished_by_all(runs: Finished, labels: Collection[str]) -> Finished:
     """Of prompts and seeds that every variant has finished, so that means are of the same."""
     who = Counter((run.prompt, run.seed) for run, _ in runs)
-    complete = len(comparison.policies)
-    return [(run, each) for run, each in runs if who[run.prompt, run.seed] == complete]
+    return [(run, each) for run, each in runs if who[run.prompt, run.seed] == len(labels)]
 
 
 def policies_of(runs: Finished) -> Finished:
@@ -116,7 +115,7 @@ def report(runs: Finished, wanted: int, *, picture: str) -> str:
     """
     policies = policies_of(runs)
     ablations = [(run, result) for run, result in runs if is_ablation(run.label)]
-    labels, claims = _labels(policies), claim_rows(runs, _labels(runs))
+    labels, claims = labels_of(policies), claim_rows(runs, labels_of(runs))
     parts = [size(part, what) for part, what in ((policies, "policy"), (ablations, "ablation"))]
     seconds, machine = runs[0][0].seconds, runs[0][1].machine
     unfinished_note = "" if len(runs) == wanted else f" ({wanted} were to be made)"
@@ -181,7 +180,7 @@ def size(runs: Finished, what: str) -> str:
         return ""
     prompts, seeds = len({run.prompt for run, _ in runs}), len({run.seed for run, _ in runs})
     counts = f"**{_many(prompts, 'prompt')}, {_many(seeds, 'seed')}**"
-    return f"{_many(len(_labels(runs)), what)}, {counts}"
+    return f"{_many(len(labels_of(runs)), what)}, {counts}"
 
 
 def is_large(runs: Finished, *, seeds: int) -> bool:
@@ -191,27 +190,22 @@ def is_large(runs: Finished, *, seeds: int) -> bool:
 
 def ablation_part(runs: Finished, base: str) -> str:
     """A policy and what is left of it, on what all of them have made; nothing if none has."""
-    variants = {base, *ABLATIONS[base]} & set(_labels(runs))
+    variants = {base, *ABLATIONS[base]} & set(labels_of(runs))
     if len(variants) < 2:
         return ""
     own = [each for each in runs if each[0].label in variants]
-    made = Counter((run.prompt, run.seed) for run, _ in own)
-    shared = [(run, x) for run, x in own if made[run.prompt, run.seed] == len(variants)]
-    return f"\n## Ablations: {base}\n\n{figure_table(shared, _labels(own))}\n"
+    shared = finished_by_all(own, variants)
+    return f"\n## Ablations: {base}\n\n{figure_table(shared, labels_of(own))}\n"
 
 
 def figure_table(runs: Finished, labels: Sequence[str]) -> str:
     return table(["", *(f"`{label}`" for label in labels)], figure_rows(runs, labels))
 
 
-def _labels(runs: Finished) -> list[str]:
-    return list(dict.fromkeys(run.label for run, _ in runs))
-
-
 def figure_rows(runs: Finished, labels: Sequence[str]) -> list[list[str]]:
     return [
         [f"{METRICS[name].title}, {WORDS[statistic]}"]
-        + [_shown(policy_figure(runs, label, name, statistic)) for label in labels]
+        + [str(policy_figure(runs, label, name, statistic)) for label in labels]
         for name, statistic in SHOWN
     ]
 
@@ -226,7 +220,7 @@ def claim_rows(runs: Finished, labels: Sequence[str]) -> list[list[str]]:
         rows.append([
             f"{claim.text}: `{claim.better}` against `{claim.worse}`",
             f"{METRICS[claim.figure].title.lower()}, {words}",
-            _shown(interval),
+            str(interval),
             verdict(interval, claim.sign),
         ])  # fmt: skip
     return rows
@@ -245,9 +239,10 @@ def difference(runs: Finished, claim: Claim) -> Interval:
     """The better variant's figure minus the worse one's, of the same prompts and seeds."""
     of_both: dict[tuple[str, int], dict[str, float]] = {}
     for run, result in runs:
-        value = _statistic(result, claim)
-        if run.label in (claim.better, claim.worse) and not math.isnan(value):
-            of_both.setdefault((run.prompt, run.seed), {})[run.label] = value
+        if run.label in (claim.better, claim.worse):
+            value = _statistic(result, claim)
+            if not math.isnan(value):
+                of_both.setdefault((run.prompt, run.seed), {})[run.label] = value
     by_prompt: dict[str, list[float]] = {}
     for (prompt, _), values in of_both.items():
         if len(values) == 2:
@@ -289,11 +284,3 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _many(count: int, noun: str) -> str:
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{count} {noun if count == 1 else plural}"
-
-
-def _shown(interval: Interval) -> str:
-    if math.isnan(interval.mean):
-        return "–"
-    if math.isnan(interval.half_width):
-        return f"{interval.mean:.3g}"
-    return f"{interval.mean:.3g} ± {interval.half_width:.2g}"

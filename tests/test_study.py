@@ -84,7 +84,7 @@ def test_an_ablation_is_compared_on_its_own_seeds():
 def test_only_what_every_variant_has_finished_counts():
     first, second = LABELS
     runs = finished({(first, "p"): 1, (second, "p"): 2, (first, "q"): 3})
-    kept = finished_by_all(runs, COMPARISON)
+    kept = finished_by_all(runs, COMPARISON.policies)
     assert {run.prompt for run, _ in kept} == {"p"} and len(kept) == 4
     text = report(kept, wanted=12, picture="p.png")
     size = "**1.125 seconds** of 2 policies, **1 prompt, 2 seeds**; together 4 videos"

@@ -37,6 +37,13 @@ class Interval:
     half_width: float
     prompts: int
 
+    def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "–"
+        if math.isnan(self.half_width):
+            return f"{self.mean:.3g}"
+        return f"{self.mean:.3g} ± {self.half_width:.2g}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
@@ -51,6 +58,11 @@ def finished(comparison: Comparison, folder: Path) -> Finished:
     """Raises ValueError if a result is damaged."""
     runs = [run for run in comparison.runs if is_finished(run, folder)]
     return [(run, Result.read(run_folder(run, folder))) for run in runs]
+
+
+def labels_of(runs: Finished) -> list[str]:
+    """Each policy once, in the order of the comparison."""
+    return list(dict.fromkeys(run.label for run, _ in runs))
 
 
 def video_figure(result: Result, name: str, statistic: str) -> float:
@@ -150,7 +162,7 @@ def video_rows(runs: Finished) -> Iterable[Row]:
 def policy_rows(runs: Finished) -> Iterable[Row]:
     """A row per policy and figure: what the report's table is made from."""
     names = dict.fromkeys(name for _, result in runs for name in result.series)
-    for label in dict.fromkeys(run.label for run, _ in runs):
+    for label in labels_of(runs):
         for name in names:
             for statistic in STATISTICS:
                 interval = policy_figure(runs, label, name, statistic)
@@ -166,7 +178,7 @@ def policy_rows(runs: Finished) -> Iterable[Row]:
 
 def cost_rows(runs: Finished) -> Iterable[Row]:
     """A row per policy: medians over its videos, the largest of the first chunks."""
-    for label in dict.fromkeys(run.label for run, _ in runs):
+    for label in labels_of(runs):
         costs = [result.cost for run, result in runs if run.label == label]
         peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
         yield {

@@ -14,6 +14,7 @@ from vidcache_jax.lab.figures import (
     Interval,
     cost_rows,
     curve,
+    labels_of,
     policy_figure,
 )
 from vidcache_jax.lab.runs import Failure
@@ -39,7 +40,7 @@ def page(
       failures: runs that could not be made.
     """
     style = (importlib.resources.files("vidcache_jax.lab") / "report.css").read_text()
-    labels = list(dict.fromkeys(run.label for run, _ in runs))
+    labels = labels_of(runs)
     parts = [
         _heading(comparison, runs),
         _failures(failures),
@@ -135,7 +136,7 @@ def _figures(runs: Finished, labels: Sequence[str]) -> str:
         statistic = "quality_drift" if metric.drifts else "mean"
         what = "first clip minus last" if metric.drifts else "mean"
         cells = [
-            _interval(policy_figure(runs, label, name, statistic))
+            str(policy_figure(runs, label, name, statistic))
             + ("" if metric.drifts else _ending(policy_figure(runs, label, name, "last_clip")))
             for label in labels
         ]
@@ -147,14 +148,6 @@ def _figures(runs: Finished, labels: Sequence[str]) -> str:
         f"the prompts (Student’s t; none from one prompt). A clip is {CLIP_SECONDS:g} s. In "
         f"brackets: the last clip. Full precision is in the CSV files.</p>{_table(head, rows)}"
     )
-
-
-def _interval(interval: Interval) -> str:
-    if math.isnan(interval.mean):
-        return "–"
-    if math.isnan(interval.half_width):
-        return f"{interval.mean:.3g}"
-    return f"{interval.mean:.3g} ± {interval.half_width:.2g}"
 
 
 def _ending(interval: Interval) -> str:
