@@ -1,11 +1,15 @@
 """TPU slices that need not be there, as devices to compile for."""
 
 import os
+import threading
 from typing import Any
 
 from jax.experimental import topologies
 
 from vidcache_jax.planning.slices import chips_of
+
+LOADING = threading.Lock()
+"""JAX loads libtpu for the first topology, and fails if two threads make it do so at once."""
 
 
 def tpu_devices(topology: str) -> list[Any]:
@@ -21,7 +25,10 @@ def tpu_devices(topology: str) -> list[Any]:
     # By default a host has 2 x 2 chips, which one chip is not.
     alone = {"chips_per_host_bounds": (1, 1, 1)} if chips_of(topology)[1] == 1 else {}
     try:
-        described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **alone)
+        with LOADING:
+            described = topologies.get_topology_desc(
+                topology_name=topology, platform="tpu", **alone
+            )
     except Exception as error:  # libtpu has no error type of its own
         reason = "\n".join(str(error).strip().splitlines()[:6])
         raise ValueError(
