@@ -13,6 +13,7 @@ from vidcache_jax.benchmark.ceilings import Product
 from vidcache_jax.benchmark.timing import medians
 from vidcache_jax.cache.state import CacheSpec
 from vidcache_jax.ops.attention import attention
+from vidcache_jax.ops.attention.check import reason_against_here
 from vidcache_jax.ops.attention.table import IMPLEMENTATIONS
 
 
@@ -58,7 +59,10 @@ def measure_attention(
         return lambda: attend(q, k, v, jnp.ones((), jnp.int32), said[text])
 
     calls, reasons = {}, {}
-    for name in IMPLEMENTATIONS:
+    for name, each in IMPLEMENTATIONS.items():
+        if reason := reason_against_here(each, spec.head_dim, spec.dtype):
+            reasons[name] = reason
+            continue
         try:
             jax.block_until_ready(call(name, str(slots))())
         except (NotImplementedError, ValueError) as error:

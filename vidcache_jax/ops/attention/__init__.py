@@ -6,7 +6,8 @@ ref    the definition, and the merge of parts
 xla    the definition in chunks; everywhere
 tpu    a Pallas kernel
 gpu    cuDNN
-table  the three by name
+hopper a Pallas kernel for H100 and H200; ranges are the blocks of keys that it visits
+table  them by name
 check  a kernel against xla on the device at hand
 """
 

@@ -47,8 +47,8 @@ def attention(
       bias: added to the logits of a slot.
       divided: what chips of one video share out on a mesh (`sharding`): heads, and queries over
         ``sequence``; or queries alone, each chip with all keys.
-      implementation: "xla", "tpu", "gpu" or None for the best one that can do this where it runs;
-        a kernel of this machine's device is checked first, once (`check`).
+      implementation: "xla", "tpu", "gpu", "hopper" or None for the best one that can do this where
+        it runs; a kernel of this machine's device is checked first, once (`check`).
 
     Raises:
       ValueError: no implementation has that name, or the shapes do not fit each other.
@@ -100,7 +100,7 @@ def _by_hand(attend: Callable, q: Heads, keys: Keys, axes: set[str], divided: st
 
 
 def _reason_against(implementation: Implementation, q: Heads, keys: Keys) -> str | None:
-    if implementation.platform is not None and (axes := compiler_axes()):
+    if implementation is not IMPLEMENTATIONS["xla"] and (axes := compiler_axes()):
         return undivided(axes)
     return implementation.reason_against(q, keys)
 

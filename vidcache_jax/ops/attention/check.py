@@ -37,7 +37,7 @@ def check_implementation(
         platform = soundness.platform_here()
         here = (key for key, each in implementations.items() if each.platform == platform)
         name = next(here, "xla")
-    reason = _reason_against(implementations[name], head_dim, dtype)
+    reason = reason_against_here(implementations[name], head_dim, dtype)
     if reason is None:
         return name
     soundness.warn("attention", name, reason)
@@ -48,33 +48,36 @@ def is_sound(name: str, implementation: Implementation, head_dim: int, dtype: An
     """Whether a kernel may be chosen; see `soundness.is_sound`."""
     return soundness.is_sound(
         "attention", name, implementation.platform,
-        _reason_against, implementation, head_dim, jnp.dtype(dtype),
+        reason_against_here, implementation, head_dim, jnp.dtype(dtype),
     )  # fmt: skip
 
 
-def _reason_against(chosen: Implementation, head_dim: int, dtype: Any) -> str | None:
-    q, samples = _samples(head_dim, dtype)
-    for keys in samples:
-        reason = chosen.reason_against(q, keys)
-        reason = reason or soundness.attempt(lambda keys=keys: _disagreement(chosen, q, keys))
+def reason_against_here(chosen: Implementation, head_dim: int, dtype: Any) -> str | None:
+    """What is wrong with an implementation on the default device; None if nothing is."""
+    q, (of_slots, of_tokens) = _samples(head_dim, dtype)
+    if reason := chosen.reason_against(q, of_slots):
+        return reason
+    takes_tokens = chosen.reason_against(q, of_tokens) is None
+    for keys in (of_slots, of_tokens) if takes_tokens else (of_slots,):
+        reason = soundness.attempt(lambda keys=keys: _disagreement(chosen, q, keys))
         if reason is not None:
             return reason
     return None
 
 
 def _samples(head_dim: int, dtype: Any) -> tuple[jax.Array, list[Keys]]:
-    """Two heads, 200 queries, five slots of 64 keys in the second of two layers.
+    """Two heads, 200 queries, five slots of 128 keys in the second of two layers.
 
-    And the same keys as slots of single tokens, which kernels have a way of their own for.
+    And the same keys as slots of single tokens, which kernels have a way of their own for, or none.
     """
     random = np.random.default_rng(0)
     normal = lambda *shape: random.normal(size=shape).astype(np.float32)
     q, k, v = (
         normal(1, 2, 200, head_dim),
-        *(normal(2, 1, 2, 320, head_dim) for _ in range(2)),
+        *(normal(2, 1, 2, 640, head_dim) for _ in range(2)),
     )
     slots = np.array([[[True, False, True, True, False], [False, True, False, False, True]]])
-    tokens = np.repeat(slots, 64, axis=-1)
+    tokens = np.repeat(slots, 128, axis=-1)
     for stored in (k, v):
         stored[:, ~tokens] = np.nan
     q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
