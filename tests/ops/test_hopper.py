@@ -106,7 +106,7 @@ def keys_of(num_heads, head_dim=64, dtype=np.float32, **conditions):
 
 
 def test_equals_softmax():
-    """Slots, lengths and bias of heads that differ; the last queries' block reaches back."""
+    """Slots, lengths and bias of heads that differ; two blocks of queries, parts of the keys."""
     q = normal(0, 1, 2, 150, 64)
     slots = jnp.array([[[True, False, True, True], [True, True, True, False]]])
     lengths = jnp.array([[S, 29]], jnp.int32)

@@ -90,8 +90,9 @@ def attention(
     """
     batch, num_heads, num_queries, head_dim = q.shape
     tile = WARPGROUPS * QUERIES
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, max(0, tile - num_queries)), (0, 0)))
     num_tiles = -(-num_queries // tile)
+    # Whoever made q writes the rest too, and whoever takes the result does not read it.
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, num_tiles * tile - num_queries), (0, 0)))
     parts = tiling.parts or choose_parts(batch * num_heads * num_tiles)
     operands = _operands(q, keys, tiling)
     statistic = jax.ShapeDtypeStruct((parts, *q.shape[:3]), jnp.float32)
@@ -110,7 +111,9 @@ def attention(
         grid_names=("head", "part", "video", "tile"),
         num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+        ),
         kernel_name="cached_attention",
         interpret=interpret,
     )(*operands.values())
@@ -228,10 +231,7 @@ def _attend(r: SimpleNamespace, where: SimpleNamespace, group: jax.Array) -> Non
     """The online softmax of 64 queries, in base 2, and its results."""
     plgpu.set_max_registers(232, action="increase")
     num_stages, _, head_dim = r.near_k.shape
-    num_queries, tile = r.q.shape[2], lax.axis_index("tile")
-    # The last tile reaches back over queries of another, which computes the same for them.
-    base = jnp.minimum(tile * (WARPGROUPS * QUERIES), num_queries - WARPGROUPS * QUERIES)
-    rows = pl.ds(base + group * QUERIES, QUERIES)
+    rows = pl.ds((lax.axis_index("tile") * WARPGROUPS + group) * QUERIES, QUERIES)
     near_q, q_is_here = r.near_q.at[group], r.q_is_here.at[group]
     plgpu.copy_gmem_to_smem(r.q.at[where.video, where.head, rows], near_q, q_is_here)
     plgpu.barrier_wait(q_is_here)
@@ -295,7 +295,7 @@ def _product(a: Any, b: Any, transposed: bool = False) -> jax.Array:
     num_rows, num_columns = a.shape[0], b.shape[0 if transposed else 1]
 
     def multiply(accumulator):
-        plgpu.wgmma(accumulator, a, plgpu.transpose_ref(b, (1, 0)) if transposed else b)
+        plgpu.wgmma(accumulator, a, b.transpose((1, 0)) if transposed else b)
         return accumulator[...]
 
     return pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((num_rows, num_columns), jnp.float32))
@@ -304,4 +304,7 @@ def _product(a: Any, b: Any, transposed: bool = False) -> jax.Array:
 def _plain_product(a: Any, b: Any, transposed: bool = False) -> jax.Array:
     """The same for the interpreter, which knows no layouts and takes no transposed operand."""
     b = b[...].T if transposed else b[...]
-    return jnp.dot(a[...], b, preferred_element_type=jnp.float32)
+    product = jnp.dot(a[...], b, preferred_element_type=jnp.float32)
+    # Matrix units have read, in the order of copies, when they hand out a product.
+    plgpu.commit_smem()
+    return product
