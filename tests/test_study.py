@@ -25,7 +25,7 @@ COMPARISON = comparison(prompts=("p", "q", "r"))
 
 def finished(values: dict[tuple[str, str], float], of: Comparison = COMPARISON) -> Finished:
     """Videos of one chunk; the figure by label and prompt, the seed added to it."""
-    cost = Cost(2**20, 2.0, 0.5, None)
+    cost = Cost(2**20, 2.0, 0.5)
     machine = {"device": "1 x cpu", "jax": "0.10.2"}
     made = []
     for run in of.runs:
