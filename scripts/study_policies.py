@@ -3,8 +3,10 @@
     python scripts/study_policies.py                    # the whole of it: many hours
     python scripts/study_policies.py --videos 2 --seeds 0 --seconds 20 --work-dir small
 
-Every variant has the same budget and is given the same prompts, seeds and noise. A finished video
-is kept in the work folder, so it can be interrupted and started again; the report on what is
+Every variant is given the same prompts, seeds and noise, and attends to at most 21 latent frames;
+but `full` (not run unless it is named) to all, Future Forcing to 18, Head Forcing to 4, 7 or 11 by
+head, and half of ISPA's layers, once it has absorbed, to the first frame and the chunk. A finished
+video is kept in the work folder, so it can be interrupted and started again; the report on what is
 finished is written at the end, and on Ctrl-C. Tables of all figures are in the work folder.
 """
 
@@ -28,8 +30,8 @@ from vidcache_jax.sampling.output_file import write_text
 from vidcache_jax.sampling.session import chunks_for
 from vidcache_jax.tiny.suite import prompt_of, told_scenes
 
-# At most 21 latent frames, the chunk's own among them. A policy that is not named here joins as it
-# is by default.
+# At most 21 latent frames, the chunk's own among them; the exceptions are told above. A policy that
+# is not named here joins as it is by default.
 VARIANTS = {
     "full": (),  # remembers everything: no equal budget
     "sliding-window": ("sliding-window:sink_size=0", "sliding-window:sink_size=3"),

@@ -5,16 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 
 import vidcache_jax as vj
+from checkpoints_convert.__main__ import main as convert
+from tests import pipelines
 from tests.toy import toy_model
 from vidcache_jax import loading
 from vidcache_jax.cache import HeadRoles
 from vidcache_jax.cli import main
 from vidcache_jax.commands import compare
-from vidcache_jax.commands.policy_text import read_policy
-from vidcache_jax.lab import vbench
+from vidcache_jax.commands.policy_text import read_policy, split_policies
+from vidcache_jax.lab import side_by_side, vbench
 
 ROOT = Path(__file__).parents[1]
 POLICY = "sliding-window:window_size=6,sink_size=0"
@@ -49,6 +52,22 @@ def run(out: Path, *options: str) -> int:
 )  # fmt: skip
 def test_policies_as_text(text, policy):
     assert read_policy(text, 30, toy_model()) == policy
+
+
+@pytest.mark.parametrize(
+    ("texts", "policies"),
+    [
+        (("sliding-window,tethercache,head-forcing,future-forcing,ispa",),
+         ("sliding-window", "tethercache", "head-forcing", "future-forcing", "ispa")),
+        (("full:capacity=7,sliding-window:window_size=9,sink_size=0,tethercache", "ispa"),
+         ("full:capacity=7", "sliding-window:window_size=9,sink_size=0", "tethercache", "ispa")),
+        (("full,", "ispa, tethercache:tau=0"), ("full", "ispa", "tethercache:tau=0")),
+        (("full,elephant",), ("full,elephant",)),  # refused as it stands
+        (("tethercache:tau=0,full=1",), ("tethercache:tau=0,full=1",)),
+    ],
+)  # fmt: skip
+def test_policies_with_commas_between_them(texts, policies):
+    assert split_policies(texts) == policies
 
 
 @pytest.mark.parametrize("name", vj.POLICIES)
@@ -125,8 +144,9 @@ def test_prompts_from_a_file_one_of_them_bad_interrupted_and_continued(
     original = compare.run_all
     monkeypatch.setattr(compare, "run_all", interrupted)
     assert run(out, *options) == 130
-    assert "interrupted; 5 videos are missing, the same command goes on" in capsys.readouterr().err
-    assert "1 of 6 videos are finished" in (out / "report.html").read_text()
+    assert "interrupted; 3 videos are missing, the same command goes on" in capsys.readouterr().err
+    report = (out / "report.html").read_text()
+    assert "1 of 6 videos are finished" in report and "Could not be made" in report
 
     monkeypatch.setattr(compare, "run_all", original)
     assert run(out, *options) == 1
@@ -135,15 +155,75 @@ def test_prompts_from_a_file_one_of_them_bad_interrupted_and_continued(
     assert printed.count("unknown words in the prompt: 'elephant'") == 1
     assert "4 of 6 videos are finished" in (out / "report.html").read_text()
     names = {"runs", "videos", "pictures", "chunks.csv", "videos.csv", "policies.csv", "cost.csv",
-             "figures.json", "report.html", "comparison.json"}  # fmt: skip
+             "cost.json", "figures.json", "report.html", "comparison.json",
+             "failures.json"}  # fmt: skip
     assert {path.name for path in out.iterdir()} == names
 
+    assert main(["export-vbench", str(out), "--read-back"]) == 1
+    assert "no *_eval_results.json was found below" in capsys.readouterr().err
     assert main(["export-vbench", str(out)]) == 0
+    assert "shortened" not in capsys.readouterr().err
     place = vbench.policy_folder(out, POLICY)
     assert len(list((place / "videos").iterdir())) == 4
     (place / "r_eval_results.json").write_text(json.dumps({"motion_smoothness": [0.875, []]}))
     assert main(["export-vbench", str(out), "--read-back"]) == 0
-    assert "<td>motion_smoothness</td><td>0.875</td>" in (out / "report.html").read_text()
+    assert f"with VBench's scores of {POLICY}" in capsys.readouterr().err
+    report = (out / "report.html").read_text()
+    assert '<th scope="row">motion_smoothness</th><td>0.875</td>' in report
+    assert "Could not be made" in report and "elephant" in report
+
+    # The scores are of what was exported: nothing is laid out over them.
+    (tmp_path / "originals.txt").write_text("A\nB_x\nC\n")
+    others = ("export-vbench", str(out), "--originals", str(tmp_path / "originals.txt"))
+    assert main([*others]) == 2
+    assert "move VBench's results out" in " ".join(capsys.readouterr().err.split())
+    (place / "r_eval_results.json").write_text("{")
+    assert main(["export-vbench", str(out), "--read-back"]) == 2
+    assert "is no result of VBench" in capsys.readouterr().err
+    assert run(out, *options) == 1, "a damaged score prevents no report"
+    assert "r_eval_results.json is no result of VBench" in (out / "report.html").read_text()
+    (place / "r_eval_results.json").unlink()
+    capsys.readouterr()
+    assert main([*others]) == 0
+    assert "cannot be names of files, so 2 videos have short ones" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_videos_are_put_side_by_side(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(side_by_side, "write_video", interrupted)
+    assert run(tmp_path, "--prompts", "a red circle bounces", "--seconds", "0.3") == 130
+    printed = capsys.readouterr().err
+    assert "1 of 1 videos are to be made, 1 chunk each" in printed
+    assert "interrupted while showing what was made; the same command goes on" in printed
+    assert (tmp_path / "report.html").exists()
+    assert [path for path in tmp_path.rglob("*.partial*")] == []
+    monkeypatch.undo()
+
+
+def test_a_converted_pipeline_is_compared(tmp_path, capsys, quick):
+    """With the options that `vidcache generate` has for it; its name is kept for other commands."""
+    source = pipelines.diffusers_folder(tmp_path / pipelines.NAME)
+    assert convert([str(source), str(tmp_path / "converted")]) == 0
+    size = [f"--{name}={pixels}" for name, pixels in pipelines.SIZE.items()]
+    out = tmp_path / "out"
+    assert main([
+        "compare", "--checkpoint", str(tmp_path / "converted"), *size, "--seconds", "0.3",
+        "--policies", f"{POLICY},full", "--prompts", "a red fox runs", "--out", str(out),
+        "--embedding-cache", str(tmp_path / "embeddings"),
+    ]) == 0, capsys.readouterr().err  # fmt: skip
+    report = (out / "report.html").read_text()
+    assert "2 of 2 videos are finished" in report and "2 cache policies compared on" in report
+    assert "Told sprites found" not in report, "its videos are not of the sprite world"
+    (video,) = (out / "videos").iterdir()
+    with av.open(str(video)) as container:
+        # Enlarged to 256 rows, under two lines of caption; two policies and the gap.
+        assert container.streams.video[0].height == 256 + 28
+        assert container.streams.video[0].width == 2 * 384 + 4
+    assert len(list((tmp_path / "embeddings").iterdir())) == 1
+    assert main(["export-vbench", str(out)]) == 0
+    assert len(list((out / "vbench").glob("*/videos/*.mp4"))) == 2
 
 
 def test_the_command_line_starts_without_matplotlib():

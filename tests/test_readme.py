@@ -89,9 +89,12 @@ def test_compare_command_in_small(tmp_path):
     assert "6 of 6 videos are finished" in (out / "report.html").read_text()
     assert len(list((out / "videos").glob("*.mp4"))) == 2
     assert len((out / "videos.csv").read_text().splitlines()) == 1 + 6
-    run("vidcache export-vbench comparison && vidcache export-vbench comparison --read-back",
-        tmp_path)  # fmt: skip
+    run("vidcache export-vbench comparison", tmp_path)
     assert len(list((out / "vbench").glob("*/videos/*.mp4"))) == 6
+    score = {"motion_smoothness": [0.875, []]}
+    (out / "vbench" / "tethercache" / "r_eval_results.json").write_text(json.dumps(score))
+    run("vidcache export-vbench comparison --read-back", tmp_path)
+    assert "motion_smoothness" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """What the study concludes, from figures known by hand."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scripts.study_report import (
     CLAIMS,
+    REMARK,
     Claim,
     ablation_part,
     difference,
@@ -25,7 +27,7 @@ COMPARISON = comparison(prompts=("p", "q", "r"))
 
 def finished(values: dict[tuple[str, str], float], of: Comparison = COMPARISON) -> Finished:
     """Videos of one chunk; the figure by label and prompt, the seed added to it."""
-    cost = Cost(2**20, 2.0, 0.5, None)
+    cost = Cost(2**20, 2.0, 0.5)
     machine = {"device": "1 x cpu", "jax": "0.10.2"}
     made = []
     for run in of.runs:
@@ -71,13 +73,15 @@ def test_an_ablation_is_compared_on_its_own_seeds():
         return finished({(label, prompt): figure for prompt in PROMPTS}, part)
 
     runs = [*made(base, 5, (0, 1)), *made(ablation, 3, (0,))]
-    assert "| Motion, mean | 5 ± 0 | 3 ± 0 |" in ablation_part(runs, base)
+    part = ablation_part(runs, base)
+    assert "| Motion, mean | 5 ± 0 | 3 ± 0 |" in part and "All columns are of seed 0 alone." in part
     assert ablation_part(runs, "ispa") == ""
     interval = difference(runs, Claim("moves more", base, ablation, "motion", "mean"))
     assert (interval.mean, interval.half_width, interval.prompts) == (2, 0, 2)
     text = report(runs, wanted=6, picture="p.png")
     sizes = "of 1 policy, **2 prompts, 2 seeds**; of 1 ablation, **2 prompts, 1 seed**"
     assert f"{sizes}; together 6 videos;" in text
+    assert "The ablations below are small: 1 seed, three points of each sweep" in text
     assert "| Motion, mean | 5.5 ± 0 |" in text
 
 
@@ -94,3 +98,13 @@ def test_only_what_every_variant_has_finished_counts():
 
 def test_claims_are_of_known_figures():
     assert all(claim.figure in METRICS for claim in CLAIMS)
+
+
+def test_the_document_has_what_the_script_says_by_hand():
+    """It was written by a run of many hours: every claim has its row, or is said to have none."""
+    document = (Path(__file__).parents[1] / "docs" / "policies.md").read_text()
+    assert REMARK in document
+    table, added = document.split("Claims that were added after this run")
+    for claim in CLAIMS:
+        row = f"| {claim.text}: `{claim.better}` against `{claim.worse}` |"
+        assert (row in table) != (f"- {claim.text}\n" in added), claim.text

@@ -73,10 +73,8 @@ def load_pipeline(
     text_config = _part_config(folder, infos[TEXT_ENCODER], umt5.UMT5Config)
     check_parts_fit(config, vae.config, text_config, tokenizer)
     latent_size = _latent_size(config, vae, height, width)
-    cache = None
-    if embedding_cache is not None:
-        identity = _identity(infos[TEXT_ENCODER], infos[TOKENIZER], config.text_len)
-        cache = EmbeddingCache(Path(embedding_cache), identity)
+    identity = _identity(infos[TEXT_ENCODER], infos[TOKENIZER], config.text_len)
+    cache = None if embedding_cache is None else EmbeddingCache(Path(embedding_cache), identity)
     on_mesh = layout.mesh is not None
     sharding = layout.params(abstract_params(config, jnp.float32)) if on_mesh else None
     params, _, _ = load_checkpoint(folder / DIT, dtype=dtype, sharding=sharding)
@@ -98,6 +96,7 @@ def load_pipeline(
         ),
         latent_size=latent_size,
         frames_per_second=FRAMES_PER_SECOND,
+        text_encoder=identity,
     )
 
 

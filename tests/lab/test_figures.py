@@ -1,7 +1,9 @@
 """Tables and curves, from results whose figures are known by hand."""
 
 import csv
+import dataclasses
 import io
+import json
 import math
 
 import numpy as np
@@ -12,7 +14,7 @@ from vidcache_jax.lab import figures
 from vidcache_jax.lab.result import Cost, Result
 
 NAN = float("nan")
-COST = Cost(cache_bytes=100, first_chunk=2.0, chunk=0.5, peak_bytes=None)
+COST = Cost(cache_bytes=100, first_chunk=2.0, chunk=0.5)
 
 
 def result(**series) -> Result:
@@ -83,10 +85,27 @@ def test_rows_have_drift_and_empty_cells_for_what_was_not_measured(tmp_path):
     assert rows[0]["policy"] == run.label and rows[0]["prompt"] == run.prompt
 
 
+def test_json_has_every_figure_with_its_label_and_the_machine_apart(tmp_path):
+    run = comparison().runs[1]
+    made = dataclasses.replace(result(motion=[NAN, 0.125]), machine={"jax": "1.2.3"})
+    figures.write_tables([(run, made)], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(figures.TABLES)
+    found = json.loads((tmp_path / "figures.json").read_text())
+    who = {"policy": LABELS[1], "prompt": run.prompt, "seed": run.seed}
+    series = {"frames": [2, 2], "seconds": [0, 1], "motion": [None, 0.125]}
+    assert found["chunks"] == [{**who, **series}]
+    assert found["settings"] == [{"policy": LABELS[1], "settings": run.settings}]
+    assert found["videos"][0]["motion_mean"] == 0.125
+    assert "1.2.3" not in (tmp_path / "figures.json").read_text()
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    assert cost["machines"] == [{"jax": "1.2.3"}]
+    assert cost["cost"][0]["chunk_ms"] == 500 and cost["cost"][0]["videos"] == 1
+
+
 def test_costs_are_medians_and_the_first_chunk_the_slowest():
     run = comparison().runs[0]
-    costs = [Cost(100, 2.0, 0.5, None), Cost(100, 9.0, 0.7, 7), Cost(100, 1.0, 4.0, 5)]
+    costs = [Cost(100, 2.0, 0.5), Cost(100, 9.0, 0.7), Cost(100, 1.0, 4.0)]
     runs = [(run, Result({}, 2.0, np.array([2]), {}, cost, {})) for cost in costs]
     (row,) = figures.cost_rows(runs)
     assert row["cache_bytes"] == 100 and row["chunk_ms"] == pytest.approx(700)
-    assert row["first_chunk_s"] == 9 and row["peak_device_bytes"] == 7 and row["videos"] == 3
+    assert row["first_chunk_s"] == 9 and row["videos"] == 3

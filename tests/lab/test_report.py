@@ -11,21 +11,23 @@ from PIL import Image
 
 from tests.lab.comparisons import LABELS, comparison
 from vidcache_jax.lab import report
+from vidcache_jax.lab.comparison import Comparison
+from vidcache_jax.lab.failures import Failure
+from vidcache_jax.lab.figures import TABLES
 from vidcache_jax.lab.result import Cost, Result
-from vidcache_jax.lab.runs import Failure
 from vidcache_jax.lab.vbench import Scores
 
 COMPARISON = comparison()
 
 
-def results() -> list:
+def results(of: Comparison = COMPARISON) -> list:
     rng = np.random.default_rng(0)
     frames = np.full(30, 3)
     return [
         (run, Result(run.settings, 8.0, frames, {
             "brightness": rng.uniform(size=30), "told_colours": rng.uniform(size=30)
-        }, Cost(2**21, 3.25, 0.0125, None), {"jax": "0.10.2"}))
-        for run in COMPARISON.runs
+        }, Cost(2**21, 3.25, 0.0125), {"jax": "0.10.2"}))
+        for run in of.runs
     ]  # fmt: skip
 
 
@@ -35,7 +37,8 @@ def page(tmp_path_factory) -> str:
     Image.new("RGB", (8, 8), (1, 2, 3)).save(picture)
     scores = {LABELS[1]: Scores({"imaging_quality": 0.61}, {"imaging_quality": 3.25}, "ab12", True)}
     failures = [Failure(COMPARISON.runs[0], "<b>no</b>")]
-    return report.page(COMPARISON, results(), {"a <picture>": picture}, scores, failures)
+    unread = ["r_eval_results.json is none"]
+    return report.page(COMPARISON, results(), {"a <picture>": picture}, scores, failures, unread)
 
 
 class Elements(html.parser.HTMLParser):
@@ -101,6 +104,8 @@ def test_pictures_are_in_it(page):
 def test_it_says_what_was_measured_and_with_what(page):
     for text in (
         "Brightness drift", "Told sprites found", "2.00", "12.5", "3.2", "0.10.2", "ab12",
+        "<td>6</td><td>2.00</td>", "<td>12</td>", "r_eval_results.json is none",
+        'aria-label="Brightness drift over time', *TABLES,
         "0.61 (first clip minus last 3.25)", "prompts were extended", "RolloutConfig(",
         "SlidingWindow(window_size=6", "&lt;b&gt;no&lt;/b&gt;",
     ):  # fmt: skip

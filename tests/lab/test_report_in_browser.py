@@ -2,7 +2,7 @@
 
     pip install -e ".[test,browser]" && pytest tests/lab/test_report_in_browser.py
 
-`.ci/run` does this. Screenshots are left in ``build/``.
+`.ci/run` does this. Screenshots are left as ``build/report-*.png``.
 """
 
 import json
@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.test_report import page  # noqa: F401, a fixture
+import vidcache_jax as vj
+from tests.lab.comparisons import comparison
+from tests.lab.test_report import page, results  # noqa: F401, a fixture
+from tests.toy import toy_model
+from vidcache_jax import loading
+from vidcache_jax.cli import main
+from vidcache_jax.commands import compare
+from vidcache_jax.lab import report
 from vidcache_jax.sampling.output_file import write_text
 
 webengine = pytest.importorskip(
@@ -32,10 +39,16 @@ SEEN = """JSON.stringify({
     pictures: [...document.images].map(image => [image.alt, image.naturalWidth]),
     plots: document.querySelectorAll("figure svg, figure img").length,
     fits: document.documentElement.scrollWidth <= window.innerWidth,
-    colour: getComputedStyle(document.body).color,
     requests: performance.getEntriesByType("resource").map(entry => entry.name)
         .filter(name => !name.startsWith("data:")),
 })"""
+CUT = """JSON.stringify([...document.querySelectorAll("body :not(svg *)")]
+    .filter(each => each.clientWidth && each.scrollWidth > each.clientWidth + 1)
+    .map(each => each.tagName + ": " + each.textContent.slice(0, 40)))"""
+"""What does not show the whole of its content without scrolling, but for a pixel of rounding."""
+LEGEND = """JSON.stringify([getComputedStyle(document.querySelector(".legend")).position,
+    document.querySelector(".legend").clientHeight / window.innerHeight])"""
+LONG = "future-forcing:budget_frames=18,query_frames=3,delta_max=6,merge=False,rope_remap=slot"
 
 
 class Browser:
@@ -110,6 +123,58 @@ def test_the_report_loads_whole(application, page, tmp_path, width, height, name
     assert browser.console == []
     assert browser.printed().startswith(b"%PDF")
     browser.screenshot(SCREENSHOTS / f"report-{name}.png")
+
+
+def test_what_the_command_writes_loads_whole(application, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "MODELS", {**loading.MODELS, "toy": toy_model})
+    monkeypatch.setattr(compare, "enable_compilation_cache", lambda folder: None)
+    small = ("--model", "toy", "--seconds", "0.7", "--policies", "sliding-window,full")
+    assert main(["compare", *small, "--prompts", "a red circle", "--out", str(tmp_path)]) == 0
+    browser = Browser(390, 844)
+    assert browser.open(tmp_path / "report.html")
+    seen = browser.evaluate(SEEN)
+    assert [width > 0 for _, width in seen["pictures"]] == [True], seen
+    assert seen["plots"] == (tmp_path / "report.html").read_text().count("<figure>") > 8
+    assert seen["fits"] and seen["requests"] == [] and browser.console == []
+    browser.screenshot(SCREENSHOTS / "report-written.png")
+
+
+@pytest.fixture(scope="module")
+def crowded() -> str:
+    """Six policies, each of a name as long as options make it."""
+    policies = {f"{LONG},lam=0.{i}": vj.FullCache(12) for i in range(6)}
+    six = comparison(policies=policies)
+    return report.page(six, results(six), {}, {}, ())
+
+
+def test_long_names_fit_a_phone(application, crowded, tmp_path):
+    write_text(tmp_path / "report.html", crowded)
+    browser = Browser(390, 844)
+    assert browser.open(tmp_path / "report.html")
+    assert browser.evaluate(SEEN)["fits"]
+    # Tables of many columns scroll, each by itself; nothing else is cut.
+    assert {line.partition(":")[0] for line in browser.evaluate(CUT)} <= {"DIV"}
+    assert browser.evaluate(LEGEND)[0] == "static"
+    browser.screenshot(SCREENSHOTS / "report-phone-long-names.png")
+    desktop = Browser(1280, 900)
+    assert desktop.open(tmp_path / "report.html")
+    position, height = desktop.evaluate(LEGEND)
+    assert position == "sticky" and height <= 0.2
+
+
+def test_nothing_is_cut_on_paper(application, crowded, tmp_path):
+    """The rules for print, at the width that A4 leaves between its margins."""
+    assert crowded.count("@media print") == 1
+    printed = crowded.replace("@media print", "@media all").replace("@media screen", "@media print")
+    write_text(tmp_path / "report.html", printed)
+    browser = Browser(700, 990)
+    assert browser.open(tmp_path / "report.html")
+    assert browser.evaluate(SEEN)["fits"] and browser.evaluate(CUT) == []
+    browser.screenshot(SCREENSHOTS / "report-print.png")
+    # The same on the screen, where tables scroll: the test would tell.
+    write_text(tmp_path / "report.html", crowded)
+    assert browser.open(tmp_path / "report.html")
+    assert browser.evaluate(CUT) != []
 
 
 def test_the_browser_would_tell(application, tmp_path):

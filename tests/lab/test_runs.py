@@ -1,16 +1,21 @@
 """A comparison loses nothing: not to an interruption, not to a bad prompt; and is always equal."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import av
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import vidcache_jax as vj
-from tests.lab.comparisons import LABELS, PROMPTS, comparison
+from tests.lab.comparisons import LABELS, MODEL, PROMPTS, comparison
 from tests.toy import toy_model
+from vidcache_jax.lab import side_by_side
+from vidcache_jax.lab.failures import Failure, read_failures, write_failures
 from vidcache_jax.lab.figures import finished
 from vidcache_jax.lab.outputs import write_outputs
 from vidcache_jax.lab.runs import run_all, run_folder, unfinished
@@ -112,8 +117,102 @@ def test_more_seeds_or_other_settings_are_only_what_is_missing(whole):
     more = unfinished(comparison(seeds=(0, 1, 2)), whole)
     assert {run.seed for run in more} == {2} and len(more) == 4
     assert len(unfinished(comparison(seconds=2.0), whole)) == 8
-    other = toy_model(timestep_shift=3.0)
-    assert len(unfinished(comparison(model=other), whole)) == 8
+    for other in (
+        toy_model(timestep_shift=3.0),
+        dataclasses.replace(MODEL, codec_params=jax.tree.map(lambda x: x + 1, MODEL.codec_params)),
+        dataclasses.replace(MODEL, text_encoder="another"),
+    ):
+        assert len(unfinished(comparison(model=other), whole)) == 8
+
+
+def test_results_of_other_metrics_are_not_taken(whole, monkeypatch):
+    monkeypatch.setattr("vidcache_jax.lab.comparison.METRICS_VERSION", 0)
+    assert len(unfinished(comparison(), whole)) == 8
+
+
+def test_two_names_of_one_policy_are_one_run_and_both_are_shown(tmp_path):
+    twice = comparison(
+        policies={"one": vj.FullCache(12), "same": vj.FullCache(12)},
+        prompts=PROMPTS[:1],
+        seeds=(0,),
+    )
+    assert len(unfinished(twice, tmp_path)) == 1
+    chunks = []
+    assert run_all(twice, tmp_path, on_chunk=chunks.append) == ()
+    assert len(chunks) == 3 and unfinished(twice, tmp_path) == []
+    assert [run.label for run, _ in finished(twice, tmp_path)] == ["one", "same"]
+    assert "2 of 2 videos are finished" in write_outputs(twice, tmp_path).read_text()
+
+
+def test_what_another_process_has_finished_meanwhile_is_not_made_again(tmp_path):
+    both = comparison(prompts=PROMPTS[:1], seeds=(0,))
+    other = dataclasses.replace(both, policies={LABELS[1]: both.policies[LABELS[1]]})
+    chunks = []
+
+    def on_chunk(run):
+        chunks.append(run.label)
+        run_all(other, tmp_path)
+
+    assert run_all(both, tmp_path, on_chunk=on_chunk) == ()
+    assert chunks == 3 * [LABELS[0]] and unfinished(both, tmp_path) == []
+
+
+def test_ctrl_c_while_a_video_is_put_side_by_side(whole, tmp_path, monkeypatch):
+    """What a writer keeps of an interrupted video must not be taken for the whole."""
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    shutil.rmtree(folder / "videos")
+    (folder / "report.html").unlink()
+    drawn, original = [], side_by_side._grid
+
+    def grid(tiles):
+        drawn.append(tiles)
+        if len(drawn) == 9 + 4:
+            raise KeyboardInterrupt
+        return original(tiles)
+
+    monkeypatch.setattr(side_by_side, "_grid", grid)
+    with pytest.raises(KeyboardInterrupt):
+        write_outputs(comparison(), folder)
+    assert len(list((folder / "videos").iterdir())) == 1
+    assert (folder / "report.html").exists()
+    write_outputs(comparison(), folder)
+    names = {path.name for path in (whole / "videos").iterdir()}
+    assert {path.name for path in (folder / "videos").iterdir()} == names
+    for path in (folder / "videos").iterdir():
+        with av.open(str(path)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 9
+
+
+def test_pictures_of_fewer_policies_do_not_stay(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    shown = lambda: {path.name for path in folder.glob("*/*-seed?-*") if path.is_file()}
+    before = shown()
+    # Of the prompt that is left out everything stays.
+    write_outputs(comparison(policies={"full": vj.FullCache(12)}, prompts=PROMPTS[:1]), folder)
+    assert len(shown()) == 8 and len(shown() & before) == 4
+    write_outputs(comparison(), folder)
+    assert shown() == before
+
+
+def test_failures_are_kept_for_the_next_report(tmp_path):
+    runs = comparison().runs
+    assert read_failures(comparison(), tmp_path) == ()
+    write_failures([Failure(runs[0], "no"), Failure(runs[2], "nö")], tmp_path)
+    assert read_failures(comparison(seeds=(0,)), tmp_path) == (Failure(runs[0], "no"),)
+    assert [f.reason for f in read_failures(comparison(), tmp_path)] == ["no", "nö"]
+    write_failures([], tmp_path)
+    assert read_failures(comparison(), tmp_path) == ()
+    (tmp_path / "failures.json").write_text("[1]")
+    with pytest.raises(ValueError, match="failures.json is damaged"):
+        read_failures(comparison(), tmp_path)
+
+
+def test_a_label_that_the_font_lacks_breaks_no_picture(tmp_path):
+    Image.new("RGB", (80, 10)).save(tmp_path / "sheet.png")
+    label = "head-forcing:roles=役割.json"
+    side_by_side.write_picture({label: tmp_path / "sheet.png"}, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (80, 10 + 2 * 14)
 
 
 def test_a_bad_prompt_and_a_policy_that_cannot_serve_cost_only_their_own(tmp_path):

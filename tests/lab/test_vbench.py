@@ -55,6 +55,31 @@ def test_exporting_again_leaves_no_old_names(folder):
     assert not list((first / "videos").glob("A *"))
 
 
+def test_two_prompts_of_one_original_would_overwrite_each_other(folder):
+    with pytest.raises(ValueError, match="'A circle.' is there twice"):
+        vbench.export(COMPARISON, folder, ["A circle.", "A circle."])
+    assert not (folder / "vbench").exists()
+
+
+def test_scores_stay_with_the_export_that_they_are_of(folder):
+    vbench.export(COMPARISON, folder)
+    write_results(folder, LABELS[1], "r", {"motion_smoothness": [0.875, []]})
+    vbench.export(COMPARISON, folder)  # the same again
+    message = "r_eval_results.json is of an export with other videos or prompts; move"
+    with pytest.raises(ValueError, match=message):
+        vbench.export(COMPARISON, folder, ["A circle.", "A square."])
+    first = vbench.policy_folder(folder, LABELS[0])
+    assert not list((first / "videos").glob("A *")), "what is refused changes nothing"
+    with pytest.raises(ValueError, match=message):
+        vbench.export(comparison(seeds=(3,)), folder)
+
+
+def test_what_is_shortened_is_told(folder):
+    (first, _) = vbench.export(COMPARISON, folder, ["snake_case", "A square."])
+    assert vbench.shortened(first) == [f"{vbench.file_stem('snake_case')}-{i}.mp4" for i in (0, 1)]
+    assert vbench.shortened(folder) == []
+
+
 def test_nothing_finished_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no video of this comparison is finished"):
         vbench.export(COMPARISON, tmp_path)
@@ -95,6 +120,36 @@ def test_scores_are_read_back(folder):
     assert scores.scores == {"imaging_quality": 0.58, "dynamic_degree": 0.25}
     assert scores.drifts == {"imaging_quality": pytest.approx((10 + 4) / 2)}
     assert scores.extended is False and len(scores.prompt_hash) == 64
+
+
+def test_a_drift_goes_with_the_score_that_it_belongs_to(folder):
+    vbench.export(COMPARISON, folder)
+    clips = [clip("a-0", 0, 70.0), clip("a-0", 1, 60.0)]
+    write_results(folder, LABELS[0], "1", {"imaging_quality": [0.65, clips]})
+    write_results(folder, LABELS[0], "2", {"imaging_quality": [0.6, []]})
+    scores = vbench.read_scores(folder, LABELS[0])
+    assert scores is not None
+    assert scores.scores == {"imaging_quality": 0.6} and scores.drifts == {}
+
+
+def test_scenes_are_parts_of_one_video():
+    """Each has a folder and clip numbers of its own."""
+    scene = lambda number, place, score: clip(f"a-0-Scene-{number}", place, score)
+    clips = [scene(10, 0, 1.0), scene(2, 1, 50.0), scene(0, 1, 30.0), scene(0, 0, 9.0)]
+    assert vbench.clip_drift(clips) == 9.0 - 1.0
+    assert vbench.clip_drift([scene(0, 0, 9.0), scene(1, 0, 4.0), clip("b-0", 0, 1.0)]) == 5.0
+    assert vbench.clip_drift([clip("a-0", 0, 1.0), clip("b-0", 1, 2.0)]) is None
+
+
+def test_results_without_an_export_and_damaged_ones_cost_only_their_own(folder):
+    vbench.export(COMPARISON, folder)
+    write_results(folder, LABELS[0], "r", {"motion_smoothness": [0.875, []]})
+    write_results(folder, LABELS[1], "odd", [1])
+    scores, unread = vbench.read_all(COMPARISON, folder)
+    assert scores.keys() == {LABELS[0]} and len(unread) == 1 and "odd_eval_results" in unread[0]
+    (vbench.policy_folder(folder, LABELS[0]) / "export.json").unlink()
+    with pytest.raises(ValueError, match="has results of VBench, but no export.json"):
+        vbench.read_scores(folder, LABELS[0])
 
 
 @pytest.mark.parametrize("content", [[1], {"imaging_quality": 3}, {"imaging_quality": []}])

@@ -1,6 +1,7 @@
 """A comparison's videos laid out for VBench, and its scores read back."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ from rich.console import Console
 
 from vidcache_jax.commands.compare import comparison_of, read_settings
 from vidcache_jax.lab import vbench
-from vidcache_jax.lab.comparison import read_prompts
+from vidcache_jax.lab.comparison import Comparison, read_prompts
+from vidcache_jax.lab.failures import read_failures
 from vidcache_jax.lab.outputs import write_outputs
 
 
@@ -38,14 +40,36 @@ def main(argv: list[str]) -> int:
     try:
         comparison = comparison_of(read_settings(args.comparison))
         if args.read_back:
-            say(f"wrote {write_outputs(comparison, args.comparison)}")
-            return 0
+            return read_back(comparison, args.comparison, say)
         originals = None if args.originals is None else read_prompts((str(args.originals),))
         for folder in vbench.export(comparison, args.comparison, originals):
             say(f"wrote {folder}")
+            if names := vbench.shortened(folder):
+                say(
+                    f"warning: some prompts cannot be names of files, so {len(names)} videos have "
+                    f"short ones, such as {names[0]!r}; give VBench prompts.json as --prompt_file. "
+                    "VBench-Long takes none and would score the short names"
+                )
     except (ValueError, OSError) as error:
         console.print(
             f"vidcache export-vbench: {error}", style="red", markup=False, highlight=False
         )
         return 2
     return 0
+
+
+def read_back(comparison: Comparison, folder: Path, say: Callable[[str], None]) -> int:
+    """Writes the report again, with VBench's scores; 1 if there are none, 2 if some are damaged.
+
+    Raises:
+      ValueError: a result of the comparison is damaged. OSError: the report cannot be written.
+    """
+    report = write_outputs(comparison, folder, read_failures(comparison, folder), with_videos=False)
+    scores, unread = vbench.read_all(comparison, folder)
+    for reason in unread:
+        say(f"could not be read: {reason}")
+    if scores:
+        say(f"wrote {report} with VBench's scores of {', '.join(scores)}")
+    elif not unread:
+        say(f"no {vbench.RESULTS} was found below {folder / 'vbench'}; the report has no scores")
+    return 2 if unread else 0 if scores else 1

@@ -14,6 +14,7 @@ from vidcache_jax import __version__
 from vidcache_jax.cache import CachePolicy
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
 from vidcache_jax.commands.make_videos import make_videos
+from vidcache_jax.commands.model_options import ModelOptions, load, scale_of
 from vidcache_jax.commands.policy_option import (
     FILE_OPTIONS,
     fitted,
@@ -21,7 +22,6 @@ from vidcache_jax.commands.policy_option import (
     with_policy_options,
 )
 from vidcache_jax.commands.processes import join_processes, leave_processes, loss_of
-from vidcache_jax.loading import load_model
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.contact_sheet import ContactSheet
 from vidcache_jax.sampling.frame_sink import FrameSink
@@ -34,7 +34,7 @@ from vidcache_jax.sharding import DATA, ONE_DEVICE, Layout, make_mesh, parse_mes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateArgs:
+class GenerateArgs(ModelOptions):
     """Generate a video from a prompt, chunk by chunk, writing it while it is being made; with
     --prompts, a folder of videos.
 
@@ -74,28 +74,6 @@ class GenerateArgs:
     complete. With --prompts the folder, by default videos."""
     contact_sheet: Path | None = None
     """Also write a picture (.png) of frames over time."""
-    model: str = "tiny"
-    """The built-in model to run."""
-    checkpoint: Path | None = None
-    """Run this pipeline instead: a folder that python -m checkpoints_convert made."""
-    height: int = 480
-    """Of a checkpoint's video, in pixels; a multiple of 16 for Wan."""
-    width: int = 832
-    """Of a checkpoint's video, in pixels; a multiple of 16 for Wan."""
-    frames_per_chunk: int | None = None
-    """Latent frames a checkpoint makes at a time, where it is not known of it."""
-    denoise_timesteps: tuple[float, ...] | None = None
-    """Likewise the timesteps of its denoise passes, before the shift."""
-    timestep_shift: float | None = None
-    """Likewise the shift of its schedule."""
-    scale: int | None = None
-    """Enlarge every pixel to scale x scale in the mp4; by default small videos are enlarged to 256
-    rows, as far as whole numbers do."""
-    compilation_cache: Path = Path("~/.cache/vidcache_jax")
-    """Folder in which compiled programs are kept, so that the next run starts faster."""
-    embedding_cache: Path = Path("~/.cache/vidcache_jax/embeddings")
-    """Folder in which embeddings of a checkpoint's prompts are kept: the text encoder is needed
-    once a prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +142,7 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
       ValueError: an option is impossible. OSError: a file cannot be written.
     """
     started = time.perf_counter()
-    model = _load(args, ONE_DEVICE)
+    model = load(args)
     prefix = None if args.prefix is None else _read_prefix(args.prefix, model, console)
     begun = 0 if prefix is None else len(prefix_chunks(prefix, model))
     num_chunks = chunks_for(args.seconds, model, begun)
@@ -180,7 +158,7 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
                 args.contact_sheet,
                 total_frames=model.codec.num_pixel_frames(num_latents),
                 fps=model.frames_per_second,
-                scale=max(1, _scale(args, model) // 2),
+                scale=max(1, scale_of(args, model) // 2),
             )
             sinks.append(files.enter_context(sheet))
         if begun:
@@ -250,7 +228,7 @@ def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
     """
     prompts = read_prompt_file(args.prompts or Path())
     layout = _layout(args)
-    model = _load(args, layout)
+    model = load(args, layout)
     num_latents = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
     policy = fitted(policy, _states_capacity(given), num_latents, model)
     return Job(
@@ -259,7 +237,7 @@ def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
         prompts=prompts,
         seed=args.seed,
         seconds=args.seconds,
-        scale=_scale(args, model),
+        scale=scale_of(args, model),
         folder=args.out or Path("videos"),
         comment=_made_by(args, model, policy),
     )
@@ -271,20 +249,6 @@ def _layout(args: GenerateArgs) -> Layout:
         return ONE_DEVICE
     sizes = {DATA: len(devices)} if args.mesh is None else parse_mesh(args.mesh)
     return Layout(make_mesh(**sizes, devices=devices), args.shard_weights)
-
-
-def _load(args: GenerateArgs, layout: Layout) -> VideoModel:
-    if args.checkpoint is None:
-        return load_model(args.model, layout=layout)
-    names = ("frames_per_chunk", "denoise_timesteps", "timestep_shift")
-    return load_model(
-        args.checkpoint,
-        height=args.height,
-        width=args.width,
-        rollout={name: x for name in names if (x := getattr(args, name)) is not None},
-        embedding_cache=args.embedding_cache.expanduser(),
-        layout=layout,
-    )
 
 
 def _read_prefix(path: Path, model: VideoModel, console: Console) -> Video:
@@ -301,15 +265,11 @@ def _read_prefix(path: Path, model: VideoModel, console: Console) -> Video:
     return frames
 
 
-def _scale(args: GenerateArgs, model: VideoModel) -> int:
-    return max(1, 256 // model.frame_size[0]) if args.scale is None else args.scale
-
-
 def _video(args: GenerateArgs, model: VideoModel, policy: CachePolicy) -> VideoWriter:
     return VideoWriter(
         args.out or Path("video.mp4"),
         fps=model.frames_per_second,
-        scale=_scale(args, model),
+        scale=scale_of(args, model),
         title=args.prompt,
         comment=_made_by(args, model, policy),
     )

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import io
+import re
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 import tyro
@@ -11,6 +13,17 @@ import tyro
 from vidcache_jax.cache import POLICIES, CachePolicy
 from vidcache_jax.commands.policy_option import FILE_OPTIONS, default_policy, fitted
 from vidcache_jax.models.video_model import VideoModel
+
+
+def split_policies(texts: Iterable[str]) -> tuple[str, ...]:
+    """Policies as given, apart: ``full,tethercache:tau=0,alpha=1`` are two.
+
+    A comma ends a policy where a name of `POLICIES` follows it, and ``:``, another comma or the
+    end; all others are of options.
+    """
+    names = "|".join(map(re.escape, POLICIES))
+    end = re.compile(rf",\s*(?=(?:{names})\s*(?:[:,]|$)|$)")
+    return tuple(part.strip() for text in texts for part in end.split(text) if part.strip())
 
 
 def read_policy(text: str, num_frames: int, model: VideoModel) -> CachePolicy:

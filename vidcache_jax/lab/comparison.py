@@ -10,6 +10,7 @@ from typing import Any
 
 import vidcache_jax
 from vidcache_jax.cache.policy import CachePolicy
+from vidcache_jax.metrics.table import VERSION as METRICS_VERSION
 from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.job import read_prompt_file
@@ -28,7 +29,7 @@ class Run:
     seconds: float
     scale: int
     model: str
-    """`VideoModel.described` and its fingerprint."""
+    """`VideoModel.described`, and what tells its weights, codec and text encoder from others."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -40,6 +41,7 @@ class Run:
             "seed": self.seed,
             "seconds": self.seconds,
             "scale": self.scale,
+            "metrics": METRICS_VERSION,
             "version": vidcache_jax.__version__,
         }
 
@@ -87,7 +89,7 @@ class Comparison:
     @functools.cached_property
     def runs(self) -> tuple[Run, ...]:
         """Policies innermost, so that an interrupted comparison still compares."""
-        model = f"{self.model.described}, weights {fingerprint(self.model.params)}"
+        model = identity(self.model)
         return tuple(
             Run(
                 label=label,
@@ -102,6 +104,13 @@ class Comparison:
             for seed in self.seeds
             for label, policy in self.policies.items()
         )
+
+
+def identity(model: VideoModel) -> str:
+    """All of a model that its videos depend on."""
+    codec, text = fingerprint(model.codec_params), digest(model.text_encoder)
+    weights = fingerprint(model.params)
+    return f"{model.described}, weights {weights}, codec {codec}, text encoder {text}"
 
 
 def digest(settings: Any) -> str:

@@ -1,7 +1,8 @@
 """Tables of a comparison: what was measured of chunks, of videos, of policies.
 
 They hold finished runs only, in the order of the comparison, and nothing that two identical
-comparisons would not agree on; what was measured of the machine is in `cost.csv` alone.
+comparisons would not agree on; what was measured of the machine, and what machine it was, is in
+`cost.csv` and `cost.json` alone.
 """
 
 import csv
@@ -11,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -27,6 +29,7 @@ Row = Mapping[str, str | int | float]
 STATISTICS = ("mean", "last_clip", "quality_drift")
 """Of a video: mean over its frames, mean over its last clip, first clip minus last clip."""
 MAX_POINTS = 120
+TABLES = ("chunks.csv", "videos.csv", "policies.csv", "cost.csv", "figures.json", "cost.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,29 +183,34 @@ def cost_rows(runs: Finished) -> Iterable[Row]:
     """A row per policy: medians over its videos, the largest of the first chunks."""
     for label in labels_of(runs):
         costs = [result.cost for run, result in runs if run.label == label]
-        peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
         yield {
             "policy": label,
             "cache_bytes": max(cost.cache_bytes for cost in costs),
             "chunk_ms": 1000 * float(np.median([cost.chunk for cost in costs])),
             "first_chunk_s": max(cost.first_chunk for cost in costs),
-            "peak_device_bytes": max(peaks) if peaks else math.nan,
             "videos": len(costs),
         }
 
 
 def write_tables(runs: Finished, folder: Path) -> None:
-    """`chunks.csv`, `videos.csv`, `policies.csv`, `cost.csv`, and the middle two as one JSON."""
+    """`TABLES`: the same as CSV, and as JSON with settings, labels and versions."""
     write_csv(folder / "chunks.csv", chunk_rows(runs))
     write_csv(folder / "videos.csv", video_rows(runs))
     write_csv(folder / "policies.csv", policy_rows(runs))
     write_csv(folder / "cost.csv", cost_rows(runs))
-    content = {
-        "settings": [run.settings for run, _ in runs],
+    machines = dict.fromkeys(tuple(result.machine.items()) for _, result in runs)
+    figures = {
+        "settings": [{"policy": run.label, "settings": run.settings} for run, _ in runs],
+        "chunks": [{**_who(run), **_series(result)} for run, result in runs],
         "videos": [_without_nan(row) for row in video_rows(runs)],
         "policies": [_without_nan(row) for row in policy_rows(runs)],
     }
-    write_text(folder / "figures.json", json.dumps(content, indent=1))
+    cost = {
+        "cost": [_without_nan(row) for row in cost_rows(runs)],
+        "machines": [dict(machine) for machine in machines],
+    }
+    write_text(folder / "figures.json", json.dumps(figures))
+    write_text(folder / "cost.json", json.dumps(cost, indent=1))
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
@@ -213,6 +221,13 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     write_text(path, text.getvalue())
+
+
+def _series(result: Result) -> dict[str, Any]:
+    """Figures of each chunk, a list for each; None where nothing was measured."""
+    columns = {"seconds": result.seconds, **result.series}
+    known = lambda values: [None if math.isnan(x) else x for x in values.tolist()]
+    return {"frames": result.frames.tolist(), **{name: known(x) for name, x in columns.items()}}
 
 
 def _who(run: Run) -> Row:

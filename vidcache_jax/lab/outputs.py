@@ -1,12 +1,16 @@
 """What a comparison leaves in its folder, made from the finished runs at any time."""
 
+import glob
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from vidcache_jax.lab import report, result, side_by_side, vbench
 from vidcache_jax.lab.comparison import Comparison, Run, digest
+from vidcache_jax.lab.failures import Failure
 from vidcache_jax.lab.figures import finished, write_tables
-from vidcache_jax.lab.runs import Failure, is_finished, run_folder
+from vidcache_jax.lab.runs import is_finished, run_folder
 from vidcache_jax.sampling.output_file import slug, write_text
 
 
@@ -17,9 +21,10 @@ def write_outputs(
     *,
     with_videos: bool = True,
 ) -> Path:
-    """Tables, pictures, videos side by side, and the report, whose path is returned.
+    """Tables, pictures, the report, whose path is returned, and then videos side by side.
 
-    Videos and pictures that are there already are not made again.
+    Videos and pictures that are there already are not made again; those of fewer or other policies
+    are removed when the new one is there. Nothing is lost to Ctrl-C, and nothing half-made stays.
 
     Args:
       failures: runs that could not be made, to be told.
@@ -30,24 +35,26 @@ def write_outputs(
     """
     runs = finished(comparison, folder)
     write_tables(runs, folder)
-    pictures: dict[str, Path] = {}
-    for prompt in comparison.prompts:
-        for seed in comparison.seeds:
-            beside = [
-                run
-                for run in comparison.runs
-                if run.prompt == prompt and run.seed == seed and is_finished(run, folder)
-            ]
-            if not beside:
-                continue
-            pictures[f"“{prompt}”, seed {seed}"] = _picture(beside, folder)
-            if with_videos:
-                _video(beside, comparison, folder)
-    found = {label: vbench.read_scores(folder, label) for label in comparison.policies}
-    scores = {label: each for label, each in found.items() if each is not None}
+    shown = _shown(comparison, folder)
+    pictures = {
+        f"“{beside[0].prompt}”, seed {beside[0].seed}": _picture(beside, folder) for beside in shown
+    }
+    scores, unread = vbench.read_all(comparison, folder)
     path = folder / "report.html"
-    write_text(path, report.page(comparison, runs, pictures, scores, failures))
+    write_text(path, report.page(comparison, runs, pictures, scores, failures, unread))
+    if with_videos:
+        for beside in shown:
+            _video(beside, comparison, folder)
     return path
+
+
+def _shown(comparison: Comparison, folder: Path) -> list[list[Run]]:
+    """Finished runs that stand side by side: of one prompt and seed, in the order of policies."""
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in comparison.runs:
+        if is_finished(run, folder):
+            groups.setdefault((run.prompt, run.seed), []).append(run)
+    return list(groups.values())
 
 
 def _picture(runs: Sequence[Run], folder: Path) -> Path:
@@ -56,19 +63,41 @@ def _picture(runs: Sequence[Run], folder: Path) -> Path:
         path.parent.mkdir(exist_ok=True)
         sheets = {run.label: run_folder(run, folder) / result.SHEET for run in runs}
         side_by_side.write_picture(sheets, path)
+    _remove_others(runs, path)
     return path
 
 
 def _video(runs: Sequence[Run], comparison: Comparison, folder: Path) -> None:
     path = folder / "videos" / f"{_name(runs)}.mp4"
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         videos = {run.label: run_folder(run, folder) / result.VIDEO for run in runs}
         fps = comparison.model.frames_per_second
-        side_by_side.write_video(videos, path, fps=fps, title=runs[0].prompt)
+        # Aside: a writer publishes what it has when it is interrupted, and this would be taken
+        # for the whole.
+        aside = path.with_name(f".{path.name}.partial")
+        # Of an earlier process that was killed.
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            side_by_side.write_video(videos, aside / path.name, fps=fps, title=runs[0].prompt)
+            os.replace(aside / path.name, path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    _remove_others(runs, path)
+
+
+def _remove_others(runs: Sequence[Run], path: Path) -> None:
+    """What shows the same prompt and seed under fewer or other policies."""
+    for other in path.parent.glob(f"{glob.escape(_stem(runs[0]))}-{'?' * 8}{path.suffix}"):
+        if other != path:
+            other.unlink()
 
 
 def _name(runs: Sequence[Run]) -> str:
     """Of the runs that are shown: with one more it is another file."""
-    shown = digest([[run.label, run.name] for run in runs])
-    return f"{slug(runs[0].prompt)}-seed{runs[0].seed}-{shown}"
+    return f"{_stem(runs[0])}-{digest([[run.label, run.name] for run in runs])}"
+
+
+def _stem(run: Run) -> str:
+    # Prompts may begin alike, or have no letter that a slug keeps.
+    return f"{slug(run.prompt)}-{digest(run.prompt)}-seed{run.seed}"

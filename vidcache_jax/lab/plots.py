@@ -1,5 +1,6 @@
 """Figures over time as SVG that takes its ink from the page it stands in."""
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,13 @@ def style(place: int) -> tuple[str, str | tuple[int, tuple[float, ...]]]:
 
 
 def over_time(
-    curves: Mapping[str, Curve], places: Sequence[str], unit: str, *, name: str, is_drift: bool
+    curves: Mapping[str, Curve],
+    places: Sequence[str],
+    unit: str,
+    *,
+    name: str,
+    title: str,
+    is_drift: bool,
 ) -> str:
     """One plot: each policy's mean, and around it one standard deviation over its videos.
 
@@ -31,6 +38,7 @@ def over_time(
       places: all labels; a label's place gives its line the style it has in every plot.
       unit: of the vertical axis.
       name: distinguishes the plot's ids from those of others in the page.
+      title: what a screen reader says of the plot.
       is_drift: draws a line at 0.
 
     Returns:
@@ -69,16 +77,19 @@ def over_time(
         text = io.StringIO()
         empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=empty)
-    return _inline(text.getvalue(), name)
+    return _inline(text.getvalue(), name, title)
 
 
-def _inline(svg: str, name: str) -> str:
+def _inline(svg: str, name: str, title: str) -> str:
     """The element alone, scalable, with ids of its own and the page's ink."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Its one style rule is meant for the whole document, which is the page here.
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 role="img">', svg, count=1)
+    view = re.search(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", svg)
+    assert view is not None, "matplotlib gives every figure a size"
+    spoken = html.escape(f"{title} over time, a line for each policy")
+    svg = f'<svg {view[1]} role="img" aria-label="{spoken}">' + svg[view.end() :]
     svg = re.sub(r'id="', f'id="{name}-', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
     svg = re.sub(r'xlink:href="#', f'href="#{name}-', svg)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from vidcache_jax.lab import plots, vbench
 from vidcache_jax.lab.comparison import Comparison
+from vidcache_jax.lab.failures import Failure
 from vidcache_jax.lab.figures import (
+    TABLES,
     Finished,
     Interval,
     cost_rows,
@@ -17,9 +19,10 @@ from vidcache_jax.lab.figures import (
     labels_of,
     policy_figure,
 )
-from vidcache_jax.lab.runs import Failure
 from vidcache_jax.metrics.series import CLIP_SECONDS
 from vidcache_jax.metrics.table import METRICS
+from vidcache_jax.planning.counts import attended_frames
+from vidcache_jax.sampling.rollout import Rollout
 
 MAX_PICTURES = 12
 """Contact sheets in the page; the others are in the folder."""
@@ -31,6 +34,7 @@ def page(
     pictures: Mapping[str, Path],
     scores: Mapping[str, vbench.Scores],
     failures: Sequence[Failure],
+    unread: Sequence[str] = (),
 ) -> str:
     """The report as HTML.
 
@@ -38,6 +42,7 @@ def page(
       pictures: contact sheets of all policies (PNG), by caption.
       scores: VBench's, by label, where there are any.
       failures: runs that could not be made.
+      unread: why some of VBench's scores could not be read.
     """
     style = (importlib.resources.files("vidcache_jax.lab") / "report.css").read_text()
     labels = labels_of(runs)
@@ -48,9 +53,10 @@ def page(
         _plots(runs, labels),
         _figures(runs, labels),
         _pictures(pictures),
-        _costs(runs),
-        _vbench(scores),
+        _costs(comparison, runs),
+        _vbench(scores, unread),
         _settings(comparison, runs),
+        _files(),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -117,14 +123,18 @@ def _plots(runs: Finished, labels: Sequence[str]) -> str:
         if not curves:
             continue
         drift = " Drift: minus that of the first chunk." if metric.drifts else ""
-        svg = plots.over_time(curves, labels, metric.unit, name=name, is_drift=metric.drifts)
+        title = f"{metric.title}{' drift' if metric.drifts else ''}"
+        svg = plots.over_time(
+            curves, labels, metric.unit, name=name, title=title, is_drift=metric.drifts
+        )
         figures.append(
-            f"<figure><h3>{_text(metric.title)}{' drift' if metric.drifts else ''}</h3>{svg}"
+            f"<figure><h3>{_text(title)}</h3>{svg}"
             f"<figcaption>{_text(metric.definition)}.{drift}</figcaption></figure>"
         )
     return (
-        '<h2>Over time</h2>\n<p class="faint">Lines: mean over prompts and seeds. Shade: one '
-        f'standard deviation over them.</p>\n<div class="plots">{"".join(figures)}</div>'
+        '<h2>Over time</h2>\n<p class="faint">Lines: mean over all videos of a policy, prompts and '
+        "seeds together. Shade: one standard deviation over the same videos; of a single prompt it "
+        f'is the spread over seeds.</p>\n<div class="plots">{"".join(figures)}</div>'
     )
 
 
@@ -166,29 +176,37 @@ def _pictures(pictures: Mapping[str, Path]) -> str:
     return f'<h2>Frames over time</h2>\n<div class="sheets">{"".join(figures)}</div>{more}'
 
 
-def _costs(runs: Finished) -> str:
+def _costs(comparison: Comparison, runs: Finished) -> str:
+    model = comparison.model
     rows = []
     for row in cost_rows(runs):
-        peak = float(row["peak_device_bytes"])
+        rollout = Rollout(model.config, model.rollout, comparison.policies[str(row["policy"])])
         rows.append([
             f"<code>{_text(str(row['policy']))}</code>",
+            f"{attended_frames(rollout, model.latent_size):g}",
             f"{int(row['cache_bytes']) / 2**20:.2f}",
             f"{float(row['chunk_ms']):.1f}",
             f"{float(row['first_chunk_s']):.1f}",
-            "–" if math.isnan(peak) else f"{peak / 2**30:.2f}",
         ])  # fmt: skip
-    head = ["policy", "cache, MiB", "a chunk, ms", "first chunk, s", "peak on the device, GiB"]
+    head = [
+        "policy", "latent frames attended to at most", "cache, MiB", "a chunk, ms",
+        "first chunk, s",
+    ]  # fmt: skip
     return (
         "<h2>Cost</h2>\n"
-        '<p class="faint">Of a chunk: the median time to its pixels, without metrics and mp4. The '
-        "slowest first chunk has the compilation in it, unless an earlier process left the program "
-        f"in the compilation cache. The peak is the process’s so far.</p>{_table(head, rows)}"
+        '<p class="faint">Frames attended to: of the head and layer that sees most, as the video '
+        "begins. Cache: as it ends; what else the chunk’s program needs is measured by "
+        "<code>vidcache bench</code>. Of a chunk: the median time to its pixels, without metrics "
+        "and mp4. The slowest first chunk has the compilation in it, unless an earlier process "
+        f"left the program in the compilation cache.</p>{_table(head, rows)}"
     )
 
 
-def _vbench(scores: Mapping[str, vbench.Scores]) -> str:
+def _vbench(scores: Mapping[str, vbench.Scores], unread: Sequence[str]) -> str:
+    problems = "".join(f"<li>{_text(reason)}" for reason in unread)
+    missing = f'<div class="missing">Could not be read:<ul>{problems}</ul></div>' if unread else ""
     if not scores:
-        return ""
+        return f"<h2>VBench</h2>\n{missing}" if missing else ""
     dimensions = dict.fromkeys(name for each in scores.values() for name in each.scores)
     rows = []
     for dimension in dimensions:
@@ -203,8 +221,8 @@ def _vbench(scores: Mapping[str, vbench.Scores]) -> str:
     how = {frozenset({True}): "extended", frozenset({False}): "not extended"}
     head = ["dimension", *(f"<code>{_text(label)}</code>" for label in scores)]
     return (
-        f"<h2>VBench</h2>\n<p>Prompt list SHA-256 {', '.join(map(_code, hashes))}; prompts were "
-        f"{how.get(frozenset(extended), 'extended for some policies only')}.</p>"
+        f"<h2>VBench</h2>\n{missing}<p>Prompt list SHA-256 {', '.join(map(_code, hashes))}; "
+        f"prompts were {how.get(frozenset(extended), 'extended for some policies only')}.</p>"
         f"{_table(head, rows)}"
     )
 
@@ -220,13 +238,26 @@ def _settings(comparison: Comparison, runs: Finished) -> str:
         ["sampling", _code(repr(rollout))],
         *([_text(name), _text(value)] for machine in machines for name, value in machine),
     ]
-    body = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
+    body = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
     return f'<h2>Settings and versions</h2>\n<table class="words">{body}</table>'
 
 
+def _files() -> str:
+    names = ", ".join(_code(name) for name in TABLES)
+    return (
+        f"<h2>Beside this page</h2>\n<p>All figures: {names}; figures.json has those of every "
+        "chunk, with settings; the cost files are apart because no two machines agree on them. "
+        "Videos side by side in <code>videos</code>, their frames over time in "
+        "<code>pictures</code>, each run with its own mp4 in <code>runs</code>.</p>"
+    )
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    titles = "".join(f"<th>{cell}</th>" for cell in head)
-    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    titles = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    lines = [
+        f'<th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:])
+        for row in rows
+    ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
         f'<div class="wide"><table><thead><tr>{titles}</tr></thead>'

@@ -23,14 +23,11 @@ class Cost:
       first_chunk: seconds; with compilation, unless the program was compiled before.
       chunk: median seconds of the later chunks (NaN without any): text is encoded before,
         metrics and the mp4 come after.
-      peak_bytes: the device's peak memory so far, of all runs of the process; None if it does not
-        tell.
     """
 
     cache_bytes: int
     first_chunk: float
     chunk: float
-    peak_bytes: int | None
 
 
 @dataclasses.dataclass(frozen=True)

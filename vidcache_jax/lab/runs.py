@@ -1,7 +1,6 @@
 """Runs a comparison: each run's result appears whole in a folder of its own, or not at all."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import platform
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 import vidcache_jax
 from vidcache_jax.lab import result
 from vidcache_jax.lab.comparison import Comparison, Run
+from vidcache_jax.lab.failures import Failure
 from vidcache_jax.lab.result import Cost, Result
 from vidcache_jax.metrics.table import gauges
 from vidcache_jax.models.video_model import VideoModel
@@ -23,14 +23,6 @@ from vidcache_jax.sampling.session import Session, chunks_for
 from vidcache_jax.sampling.writer import VideoWriter
 
 SHEET_COLUMNS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """A run that could not be made, and why."""
-
-    run: Run
-    reason: str
 
 
 def run_all(
@@ -54,6 +46,9 @@ def run_all(
     """
     failures = []
     for run in unfinished(comparison, folder):
+        # By another process, say: the settings are the same, so the result is.
+        if is_finished(run, folder):
+            continue
         try:
             _make(run, comparison, folder, on_chunk)
         except OSError:
@@ -65,7 +60,12 @@ def run_all(
 
 
 def unfinished(comparison: Comparison, folder: Path) -> list[Run]:
-    return [run for run in comparison.runs if not is_finished(run, folder)]
+    """What is to be made, once: two labels may name one policy, whose runs are then the same."""
+    by_name: dict[str, Run] = {}
+    for run in comparison.runs:
+        if not is_finished(run, folder):
+            by_name.setdefault(run.name, run)
+    return list(by_name.values())
 
 
 def is_finished(run: Run, folder: Path) -> bool:
@@ -141,7 +141,6 @@ def _measure(
             cache_bytes=session.cache_nbytes,
             first_chunk=times[0],
             chunk=float(np.median(times[1:])) if times[1:] else float("nan"),
-            peak_bytes=_peak_bytes(),
         ),
         machine=machine(model),
     )
@@ -157,8 +156,3 @@ def machine(model: VideoModel) -> dict[str, str]:
         "vidcache_jax": vidcache_jax.__version__,
         "model": model.name,
     }
-
-
-def _peak_bytes() -> int | None:
-    # CPUs keep no such statistics.
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

@@ -73,7 +73,9 @@ def _caption(label: str, width: int) -> Image.Image:
     picture = Image.new("RGB", (width, 2 * _LINE), _BACKGROUND)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default_imagefont()
     for line, text in enumerate(label.partition(":")[::2]):
-        draw.text((_GAP, line * _LINE + 1), text, fill=_INK, font=font)
+        # The font has Latin-1 alone; what it lacks, in a path say, becomes a question mark.
+        drawable = text.encode("latin-1", "replace").decode("latin-1")
+        draw.text((_GAP, line * _LINE + 1), drawable, fill=_INK, font=font)
     return picture
 
 

@@ -22,6 +22,9 @@ class Metric:
     """Read as drift, against the first chunk; there is no right value."""
 
 
+VERSION = 1
+"""Raised when a figure comes out differently for the same video: results are then made anew."""
+
 METRICS: Mapping[str, Metric] = {
     "brightness": Metric("Brightness", "luma, 0 to 1", "mean luma of a frame", drifts=True),
     "contrast": Metric(

@@ -24,6 +24,8 @@ class VideoModel:
       embed_text: prompt -> text encoder output; raises ValueError for a prompt it cannot read.
       latent_size: (Y, X) of the latents the model was trained on.
       frames_per_second: pixel frames a second of video.
+      text_encoder: tells `embed_text` from others that give the same prompt other embeddings; empty
+        where the name of the model says it all.
       head_roles: of the DiT's attention heads, if they were profiled (`vidcache profile-heads`).
       example_prompts: that `embed_text` can read.
     """
@@ -37,6 +39,7 @@ class VideoModel:
     embed_text: Callable[[str], Float[Array, "Tt text_dim"]]
     latent_size: tuple[int, int]
     frames_per_second: float
+    text_encoder: str = ""
     head_roles: HeadRoles | None = None
     example_prompts: tuple[str, ...] = ()
 
