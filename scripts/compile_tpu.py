@@ -5,8 +5,9 @@
     python scripts/compile_tpu.py --search v5e     # tilings of the largest attention, best last
 
 *Compiled*: `attention` as the model calls it, no implementation named, at the shapes of Wan's 1.3B
-and 14B at 480 x 832, `ops.recall` likewise as TetherCache calls it, and the kernels of
-`ops.scoring` and `ops.merge` as Future Forcing needs them. A case fails if it does not compile, if
+and 14B at 480 x 832, `ops.rope_stack` and `ops.recall` likewise, as the working copy and
+TetherCache call them, and the kernels of `ops.scoring` and `ops.merge` as Future Forcing needs
+them. A case fails if it does not compile, if
 the kernel was not chosen, or if the program holds more temporaries than a hundredth of the keys and
 values (or 2 MiB): it copies none. Routing may hold its profiles twice: they are not always laid out
 as it needs.
@@ -46,6 +47,7 @@ from vidcache_jax.ops.attention.keys import Keys
 from vidcache_jax.ops.merge import route
 from vidcache_jax.ops.mosaic import SUBLANES, round_up
 from vidcache_jax.ops.recall import Moments, recall, store
+from vidcache_jax.ops.rope_stack import rotate_stack
 from vidcache_jax.ops.scoring import tpu as scoring
 from vidcache_jax.planning.topology import tpu_devices
 
@@ -203,6 +205,34 @@ class FramesCase:
         return 2 * self.num_heads * PAST * 128
 
 
+@dataclasses.dataclass(frozen=True)
+class RotationCase:
+    """Keys of layers rotated at once, at a head_dim of 128 in bfloat16."""
+
+    name: str
+    num_heads: int
+    num_layers: int
+    groups: int = 1
+
+    function = staticmethod(rotate_stack)
+    may_copy: ClassVar[float] = COPIES_NONE
+
+    def arguments(self, sharding: SingleDeviceSharding) -> dict[str, jax.ShapeDtypeStruct]:
+        def array(dtype: Any, heads: int, *shape: int) -> jax.ShapeDtypeStruct:
+            whole = (self.num_layers, 1, heads, *shape)
+            return jax.ShapeDtypeStruct(whole, dtype, sharding=sharding)
+
+        return {
+            "x": array(jnp.bfloat16, self.num_heads, PAST, 128),
+            "positions": array(jnp.int32, self.groups, PAST, 3),
+        }
+
+    @property
+    def nbytes(self) -> int:
+        # Positions are laid out anew.
+        return 2 * self.num_layers * self.num_heads * PAST * 128
+
+
 PAST = 21 * FRAME
 RECALL = functools.partial(recall, tau=0.6)
 LARGEST = Case("1.3B, 21 slots", 12, PAST, num_layers=30, slots=1)
@@ -221,6 +251,8 @@ CASES = (
     Case("VAE, one head of 384", 1, 60 * 104, num_queries=60 * 104, head_dim=384),
     ScoringCase("1.3B, scoring six steps ahead", 12, 18 * FRAME, FRAME, horizon=6),
     ScoringCase("1.3B, scoring the chunk's", 12, 18 * FRAME, CHUNK, has_residuals=True),
+    RotationCase("1.3B, RoPE of all layers", 12, 30),
+    RotationCase("14B, RoPE of 10 layers", 40, 10),
     RoutingCase("1.3B, routing", 12),
     RoutingCase("14B, routing", 40),
     FramesCase("1.3B, recalling frames", 12, RECALL),

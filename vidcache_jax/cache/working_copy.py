@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vidcache_jax.cache.state import CacheView, Chunk, LayerCache, StackedCache
 from vidcache_jax.ops.attention import AttentionPart, attention, merge
 from vidcache_jax.ops.rope import rotate
+from vidcache_jax.ops.rope_stack import rotate_stack
 
 
 @jax.tree_util.register_dataclass
@@ -32,13 +33,9 @@ class WorkingCopy:
 def working_copy(read: Callable[[LayerCache], CacheView], cache: StackedCache) -> WorkingCopy:
     """What ``read`` shows of each layer, rotated."""
 
-    def rotated(own: LayerCache):
-        view = read(own)
-        return rotate(view.k, view.position), view.visible, view.query_position
-
-    # Layer by layer, so that the angles of one layer are all that there is beside the copy.
-    k, visible, query_position = jax.lax.map(rotated, cache)
-    return WorkingCopy(k, jax.vmap(read)(cache).v, visible, query_position)
+    view = jax.vmap(read)(cache)
+    k = rotate_stack(view.k, view.position)
+    return WorkingCopy(k, view.v, view.visible, view.query_position)
 
 
 def attend_copy_and_self(chunk: Chunk, copy: WorkingCopy, layer: Int[Array, ""]) -> AttentionPart:

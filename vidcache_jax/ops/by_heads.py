@@ -17,13 +17,14 @@ def compiler_axes() -> set[str]:
     return {name for name, kind in pairs if kind != manual}
 
 
-def by_heads(function: Callable[..., Any], *arguments: Any) -> Any:
+def by_heads(function: Callable[..., Any], *arguments: Any, axis: int = 1) -> Any:
     """``function(*arguments)``; on a mesh, each chip for its own heads.
 
-    Every array of the arguments is [B, N, ...], or [B, 1, ...] for what is the same for all heads,
-    and every array of the result [B, N, ...]. Chips that differ in ``sequence`` have the same
-    arguments and must come to the same result: left to the compiler, it would divide tokens among
-    them, and gather them all again in every turn of a loop that looks some of them up.
+    On ``axis`` every array of the arguments has N, or 1 for what is the same for all heads, and
+    every array of the result N: [B, N, ...], or [L, B, N, ...] for an axis of 2. Chips that differ
+    in ``sequence`` have the same arguments and must come to the same result: left to the compiler,
+    it would divide tokens among them, and gather them all again in every turn of a loop that looks
+    some of them up.
     """
     if HEADS not in compiler_axes():
         return function(*arguments)
@@ -36,9 +37,9 @@ def by_heads(function: Callable[..., Any], *arguments: Any) -> Any:
         structures.append(structure)
         return result
 
-    divided = P(None, HEADS)
+    divided = P(*[None] * axis, HEADS)
     results = jax.shard_map(
         own, axis_names=compiler_axes() & {*MODEL_AXES}, out_specs=divided, check_vma=False,
-        in_specs=tuple(divided if leaf.shape[1] > 1 else P() for leaf in leaves),
+        in_specs=tuple(divided if leaf.shape[axis] > 1 else P() for leaf in leaves),
     )(*leaves)  # fmt: skip
     return jax.tree.unflatten(structures[0], results)

@@ -3,8 +3,7 @@
 import math
 
 import jax.numpy as jnp
-
-from vidcache_jax.array_typing import Heads
+from jaxtyping import Array, Float
 
 LANES, SUBLANES = 128, 8
 """Of a vector register."""
@@ -15,7 +14,7 @@ VMEM_LIMIT = 48 * 2**20
 """Bytes that a kernel may take of the chip's own memory."""
 
 
-def reason_against_heads(q: Heads) -> str | None:
+def reason_against_heads(q: Float[Array, "*axes H"]) -> str | None:
     """Why queries and keys like these do not suit a kernel, None if they do."""
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"bfloat16 or float32 is needed, not {q.dtype}"

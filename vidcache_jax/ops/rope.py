@@ -28,16 +28,30 @@ def integer_angles(
     prepared as fixed-point fractions of a turn in float64. Each is rounded by at most 2^-33
     turns, and no part multiplies that by more than 2^11.
     """
-    turns = np.asarray(frequencies, np.float64) / (2 * np.pi)
     index = jnp.asarray(index, jnp.int32)[..., None]
     phase = jnp.zeros((), jnp.uint32)
-    for shift, mask in ((0, 2**10 - 1), (10, 2**10 - 1), (20, -1)):
-        part = ((index >> shift) & mask).astype(jnp.uint32)
-        fraction = np.round((turns * 2.0**shift) % 1.0 * 2.0**32).astype(np.uint64)
-        factor = jnp.asarray(fraction.astype(np.uint32)).reshape((1,) * (index.ndim - 1) + (-1,))
-        phase = phase + part * factor
+    parts = index & (2**10 - 1), (index >> 10) & (2**10 - 1), index >> 20
+    for part, factor in zip(parts, _fixed_point(frequencies), strict=True):
+        factor = jnp.asarray(factor).reshape((1,) * (index.ndim - 1) + (-1,))
+        phase = phase + part.astype(jnp.uint32) * factor
     signed = jax.lax.bitcast_convert_type(phase, jnp.int32)
     return signed.astype(jnp.float32) * jnp.float32(2 * np.pi / 2**32)
+
+
+def _fixed_point(frequencies: Float[np.ndarray, " n"]) -> np.ndarray:
+    """Turns [3, n] that 1, 2^10 and 2^20 make of an index, modulo 1, in units of 2^-32."""
+    turns = np.asarray(frequencies, np.float64) / (2 * np.pi) * 2.0 ** np.array([[0], [10], [20]])
+    return np.round(turns % 1.0 * 2.0**32).astype(np.uint64).astype(np.uint32)
+
+
+def _frequencies(head_dim: int, theta: float) -> list[Float[np.ndarray, " n"]]:
+    """Of the pairs of each axis, in radians a position."""
+    return [theta ** -(np.arange(pairs) / max(pairs, 1)) for pairs in axis_pairs(head_dim)]
+
+
+def fixed_point_turns(head_dim: int, theta: float = 10000.0) -> list[np.ndarray]:
+    """The factors [3, pairs] of `integer_angles` for each axis."""
+    return [_fixed_point(frequencies) for frequencies in _frequencies(head_dim, theta)]
 
 
 def rope_angles(
@@ -46,8 +60,8 @@ def rope_angles(
     """Angle of every channel pair of a token at (frame, row, column)."""
     return jnp.concatenate(
         [
-            integer_angles(positions[..., axis], theta ** -(np.arange(pairs) / max(pairs, 1)))
-            for axis, pairs in enumerate(axis_pairs(head_dim))
+            integer_angles(positions[..., axis], frequencies)
+            for axis, frequencies in enumerate(_frequencies(head_dim, theta))
         ],
         axis=-1,
     )
