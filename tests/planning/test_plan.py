@@ -125,6 +125,7 @@ def test_topologies():
     "arguments, fits, expected",
     [
         (["--topology", "h100:2"], 0, "h100:1"),
+        (["--topology", "h100:2", "--shard-weights"], 0, "h100:1"),
         (["--topology", "v6e:1x1", "--model", "wan-14b", "--no-compile"], 1, "GiB too much"),
     ],
 )
@@ -152,11 +153,13 @@ def test_latents_of_a_resolution():
     [
         (["--topology", "h9:2x2"], "should be one of v4, v5e, v5p, v6e, a100"),
         (["--topology", "v5e:7x9x3"], "no TPU slice 'v5e:7x9x3'"),
-        (["--topology", "h100:8", "--mesh", "heads=4"], "has not 8 places"),
+        (["--topology", "h100:8", "--mesh", "heads=4"], "takes 4 devices, but there are 8"),
+        (["--topology", "h100:8", "--mesh", "data=8", "--shard-weights"], "each video has one"),
+        (["--topology", "h100:8", "--mesh", "heads=8"], "work: data=8; data=4,sequence=2;"),
         (["--policy", "none"], "policies are"),
         (["--policy", "head-forcing", "--roles", "/none.json"], "/none.json"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
     assert cli.main(["plan", *arguments]) == 2
-    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert message in " ".join(capsys.readouterr().err.split())

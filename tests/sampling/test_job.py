@@ -215,6 +215,7 @@ def test_two_processes_one_of_which_is_killed(tmp_path):
         (["--process-id", "1"], "--process-id is for several hosts; add --distributed"),
         (["--mesh", "data=3"], "takes 3 devices, but there are 8"),
         (["--mesh", "heads=8"], "2 attention heads do not divide over heads = 8"),
+        (["--mesh", "data=8", "--shard-weights"], "give a mesh with heads=N or sequence=N"),
         (["--mesh", "width=8"], "'width=8' is not one of data=N"),
         (["--prompt", "a red circle"], "--prompt is for one video; leave it out"),
         (["--contact-sheet", "a.png"], "--contact-sheet is for one video"),
