@@ -26,6 +26,7 @@ from vidcache_jax.cache import CachePolicy
 from vidcache_jax.config import WAN
 from vidcache_jax.planning.plan import GIB
 from vidcache_jax.planning.planned_run import PlannedRun
+from vidcache_jax.planning.refusal import refusal_of
 from vidcache_jax.sampling.output_file import write_text
 
 MODELS = {"1.3B": WAN["wan-1.3b"], "14B": WAN["wan-14b"]}
@@ -107,7 +108,9 @@ def row_of(case: Case) -> dict[str, Any]:
     try:
         plan = run.compiled()
     except jax.errors.JaxRuntimeError as error:
-        return {"refused": str(error).strip().splitlines()[0]}
+        if (refusal := refusal_of(error)) is None:
+            raise
+        return {"refused": refusal.splitlines()[0]}
     return {
         "chips": plan.num_chips,
         "videos": plan.videos,

@@ -18,6 +18,7 @@ from vidcache_jax.commands.model_options import ModelOptions, load, scale_of
 from vidcache_jax.commands.policy_option import (
     FILE_OPTIONS,
     fitted,
+    states_capacity,
     take_policy_name,
     with_policy_options,
 )
@@ -147,7 +148,7 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
     begun = 0 if prefix is None else len(prefix_chunks(prefix, model))
     num_chunks = chunks_for(args.seconds, model, begun)
     num_latents = (begun + num_chunks) * model.rollout.frames_per_chunk
-    policy = fitted(policy, _states_capacity(given), num_latents, model)
+    policy = fitted(policy, states_capacity(given), num_latents, model.head_roles)
     session = Session(model, policy, prompt=args.prompt, seed=args.seed, prefix=prefix)
     chunks = session.generate(args.seconds)
     chunk_ends, is_complete, written = [time.perf_counter()], True, []
@@ -216,10 +217,6 @@ def check_options(args: GenerateArgs) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is for several hosts; add --distributed")
 
 
-def _states_capacity(given: list[str]) -> bool:
-    return any(option.startswith("--capacity") for option in given)
-
-
 def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
     """The job that the arguments ask for.
 
@@ -230,7 +227,7 @@ def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
     layout = _layout(args)
     model = load(args, layout)
     num_latents = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
-    policy = fitted(policy, _states_capacity(given), num_latents, model)
+    policy = fitted(policy, states_capacity(given), num_latents, model.head_roles)
     return Job(
         model=model,
         rollout=Rollout(model.config, model.rollout, policy, layout),

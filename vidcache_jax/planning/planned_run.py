@@ -56,7 +56,8 @@ class PlannedRun:
 
         Raises:
           ValueError: there is no such slice, or the run does not divide over the mesh.
-          jax.errors.JaxRuntimeError: the program does not fit, says the compiler.
+          jax.errors.JaxRuntimeError: the compiler refuses the program, for lack of memory
+            (`refusal_of`) or because something is wrong.
         """
         devices = tpu_devices(self.topology)
         return self._plan(compiled_plan, lambda **sizes: make_mesh(**sizes, devices=devices))
@@ -65,6 +66,13 @@ class PlannedRun:
         """Raises ValueError if the topology is not known, or the run does not divide over it."""
         _, count = chips_of(self.topology)
         return self._plan(analytic_plan, functools.partial(make_abstract_mesh, count))
+
+    def in_parts(self) -> "PlannedRun | None":
+        """The same with weights in parts; None if they are already, or no two chips share them."""
+        _, count = chips_of(self.topology)
+        if self.shard_weights or self.places[DATA] == count:
+            return None
+        return dataclasses.replace(self, shard_weights=True)
 
     def smallest(self) -> str | None:
         """The smallest slice of the same chips on which one video fits, by formula."""
