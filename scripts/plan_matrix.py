@@ -129,7 +129,8 @@ def page(rows: dict[Case, dict[str, Any]]) -> str:
 
 Written by `scripts/plan_matrix.py` on {datetime.date.today()}, {versions}.
 **Projections: nothing here has run on a TPU.** Memory is the compiler's, for one chip. *Roofline*:
-matrix units and attention at rates that others have measured, then links, one after the other.
+matrix units (or memory, where reading the weights takes longer: with hundreds of tokens on a chip)
+and attention at rates that others have measured, then links, one after the other.
 *Compiler*: its own estimate of all its instructions, with the roofline's attention and links for
 what it does not estimate; for the kernels of scoring, routing and recall nothing stands in. The DiT
 alone, four denoise passes and the commit, 480 x 832, bfloat16; a chunk is three latent frames, 12

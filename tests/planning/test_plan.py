@@ -1,5 +1,6 @@
 """A plan made for eight CPU devices, where all of it can be counted by hand."""
 
+import dataclasses
 import functools
 
 import jax
@@ -21,7 +22,7 @@ from vidcache_jax.planning.slices import SHAPES, chips_of, mesh_for_one_video
 from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sharding import DATA, HEADS, SEQUENCE, Layout, make_mesh
 
-CHIP = Chip(tflops=1, hbm_gib=1e-3, hbm_gbs=1, link_gbs=1, linear=0.5, attention=0.25)
+CHIP = Chip(tflops=1, hbm_gib=1e-3, hbm_gbs=100, link_gbs=1, linear=0.5, attention=0.25)
 CONFIG = WanConfig(
     dim=48, ffn_dim=20, num_heads=4, num_layers=2, freq_dim=8, text_len=5, text_dim=7, in_dim=3,
     out_dim=3,
@@ -77,7 +78,7 @@ def test_what_a_chip_does():
 @pytest.mark.parametrize("shard_weights", [False, True])
 def test_formulas_agree_with_the_compiled_program(shard_weights):
     compiled, formula = planned(shard_weights), by_formula(shard_weights)
-    for name in ("num_chips", "videos", "weights", "state", "other_inputs", "work"):
+    for name in ("num_chips", "videos", "weights", "state", "other_inputs", "work", "weights_read"):
         assert getattr(formula, name) == getattr(compiled, name), name
 
     def exchanges(plan):
@@ -90,6 +91,15 @@ def test_formulas_agree_with_the_compiled_program(shard_weights):
     # Eight times as many chips hold an eighth of a video's temporaries, none or all of a head's.
     assert 0 < formula.temporaries < 4 * compiled.temporaries
     assert formula.compiler_seconds is None and compiled.compiler_seconds is not None
+
+
+def test_a_chip_with_few_tokens_waits_for_the_weights():
+    plan = by_formula()
+    assert plan.weights_read == 3 * plan.weights == by_formula(True).weights_read
+    assert plan.linear_seconds == plan.work.linear / 0.5e12
+    slow = dataclasses.replace(plan, chip=dataclasses.replace(CHIP, hbm_gbs=0.1))
+    assert slow.linear_seconds == plan.weights_read / 0.1e9 > plan.linear_seconds
+    assert slow.seconds == slow.linear_seconds + plan.attention_seconds + plan.link_seconds
 
 
 def test_weights_in_parts_are_gathered_in_every_layer_of_every_pass():
