@@ -128,7 +128,12 @@ def embed(model: VideoModel, prompt: str) -> Float[np.ndarray, "Tt text_dim"]:
     Raises:
       ValueError: the prompt cannot be read.
     """
-    text = np.asarray(model.embed_text(prompt), np.float32)
+    return pad_text(model, model.embed_text(prompt))
+
+
+def pad_text(model: VideoModel, embeddings: Any) -> Float[np.ndarray, "Tt text_dim"]:
+    """A prompt's embeddings as `embed` gives them."""
+    text = np.asarray(embeddings, np.float32)
     return np.pad(text, ((0, max(0, model.config.text_len - len(text))), (0, 0)))
 
 
