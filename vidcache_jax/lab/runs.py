@@ -18,7 +18,9 @@ from vidcache_jax.lab.failures import Failure
 from vidcache_jax.lab.result import Cost, Result
 from vidcache_jax.metrics.table import gauges
 from vidcache_jax.models.video_model import VideoModel
+from vidcache_jax.planning.memory import check_memory, memory_accounted
 from vidcache_jax.sampling.contact_sheet import ContactSheet
+from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sampling.session import Session, chunks_for
 from vidcache_jax.sampling.writer import VideoWriter
 
@@ -78,13 +80,17 @@ def run_folder(run: Run, folder: Path) -> Path:
 
 def _make(run: Run, comparison: Comparison, folder: Path, on_chunk: Callable[[Run], None]) -> None:
     """Makes one run aside and moves it, whole, to its name."""
+    model = comparison.model
+    rollout = Rollout(model.config, model.rollout, run.policy)
+    check_memory(model, rollout, 1)
     final = run_folder(run, folder)
     partial = final.with_name(f".{final.name}.partial")
     # Of an earlier process that was killed.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _measure(run, comparison, partial, on_chunk).write(partial)
+        with memory_accounted(model, rollout, 1):
+            _measure(run, comparison, partial, on_chunk).write(partial)
         partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
