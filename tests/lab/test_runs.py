@@ -81,6 +81,23 @@ def test_a_run_that_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch
     assert all("this run does not fit: each device would hold" in each.reason for each in failures)
 
 
+def test_prompts_are_embedded_together(tmp_path, monkeypatch):
+    """A text encoder that has to be loaded is loaded once, and a bad prompt costs its own runs."""
+    asked = []
+
+    def embed_texts(prompts):
+        asked.append(prompts)
+        return [ValueError("cannot be read")] * len(prompts)
+
+    given = comparison()
+    given = dataclasses.replace(
+        given, model=dataclasses.replace(given.model, embed_texts=embed_texts)
+    )
+    failures = run_all(given, tmp_path)
+    assert asked == [tuple(PROMPTS)]
+    assert [each.reason for each in failures] == ["cannot be read"] * 8
+
+
 class Stop:
     """Ctrl-C after some chunks."""
 
