@@ -33,6 +33,7 @@ from vidcache_jax.benchmark.wan import paper_roles
 from vidcache_jax.cache import CachePolicy
 from vidcache_jax.planning.plan import GIB, Plan
 from vidcache_jax.planning.planned_run import PlannedRun
+from vidcache_jax.planning.refusal import refusal_of
 
 CONFIG = vj.WanConfig.wan_1_3b()
 LATENT_SIZE = (60, 104)
@@ -116,9 +117,8 @@ def compiled(case: Case) -> tuple[list[str], str | None]:
     try:
         plan = run.compiled()
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        refused = "RESOURCE_EXHAUSTED" in reason
-        return ["refused"], None if refused and not case.fits else reason
+        is_right = refusal_of(error) is not None and not case.fits
+        return ["refused"], None if is_right else str(error).strip().splitlines()[0]
     return row_of(plan), problem_of(case, plan, run.by_formula())
 
 

@@ -26,6 +26,7 @@ from vidcache_jax.cache import CachePolicy
 from vidcache_jax.config import WAN
 from vidcache_jax.planning.plan import GIB
 from vidcache_jax.planning.planned_run import PlannedRun
+from vidcache_jax.planning.refusal import refusal_of
 from vidcache_jax.sampling.output_file import write_text
 
 MODELS = {"1.3B": WAN["wan-1.3b"], "14B": WAN["wan-14b"]}
@@ -107,7 +108,9 @@ def row_of(case: Case) -> dict[str, Any]:
     try:
         plan = run.compiled()
     except jax.errors.JaxRuntimeError as error:
-        return {"refused": str(error).strip().splitlines()[0]}
+        if (refusal := refusal_of(error)) is None:
+            raise
+        return {"refused": refusal.splitlines()[0]}
     return {
         "chips": plan.num_chips,
         "videos": plan.videos,
@@ -126,7 +129,8 @@ def page(rows: dict[Case, dict[str, Any]]) -> str:
 
 Written by `scripts/plan_matrix.py` on {datetime.date.today()}, {versions}.
 **Projections: nothing here has run on a TPU.** Memory is the compiler's, for one chip. *Roofline*:
-matrix units and attention at rates that others have measured, then links, one after the other.
+matrix units (or memory, where reading the weights takes longer: with hundreds of tokens on a chip)
+and attention at rates that others have measured, then links, one after the other.
 *Compiler*: its own estimate of all its instructions, with the roofline's attention and links for
 what it does not estimate; for the kernels of scoring, routing and recall nothing stands in. The DiT
 alone, four denoise passes and the commit, 480 x 832, bfloat16; a chunk is three latent frames, 12

@@ -14,8 +14,11 @@ import torch
 import vidcache_jax as vj
 from checkpoints_convert.__main__ import main as convert
 from tests import pipelines
-from vidcache_jax.checkpoint import CheckpointError, restore_params
+from vidcache_jax.checkpoint import CheckpointError, read_info, restore_params
 from vidcache_jax.checkpoint.info import INFO_NAME
+from vidcache_jax.commands.generate import GenerateArgs, job_of
+from vidcache_jax.models import umt5
+from vidcache_jax.sampling.prompts import embed_all
 from vidcache_jax.sharding import Layout, make_mesh
 from vidcache_jax.testing import assert_close
 
@@ -72,22 +75,74 @@ def test_prompts_are_embedded_as_transformers_does(folder):
     assert_close(load(folder).embed_text(PROMPT), wanted.numpy())
 
 
-def test_the_text_encoder_is_loaded_for_new_prompts_only(folder, tmp_path, monkeypatch):
-    loaded = []
+@pytest.fixture
+def loaded(monkeypatch) -> list[str]:
+    """Parts whose weights have been loaded, in this order."""
+    names = []
 
     def counting(folder, *args, **kwargs):
-        loaded.append(folder.name)
+        names.append(folder.name)
         return restore_params(folder, *args, **kwargs)
 
     monkeypatch.setattr("vidcache_jax.pipeline.restore_params", counting)
+    return names
+
+
+def test_the_text_encoder_is_loaded_for_new_prompts_only(folder, tmp_path, loaded):
     model = load(folder, embedding_cache=tmp_path / "embeddings")
-    assert loaded == ["vae"]
+    assert loaded == ["dit", "vae"]
     first = model.embed_text(PROMPT)
     again = load(folder, embedding_cache=tmp_path / "embeddings").embed_text(f" {PROMPT} ")
-    assert loaded == ["vae", "text_encoder", "vae"]
+    assert loaded == ["dit", "vae", "text_encoder", "dit", "vae"]
     np.testing.assert_array_equal(first, again)
     model.embed_text("another")
     assert loaded[-1] == "text_encoder"
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_for_many_prompts_the_text_encoder_is_loaded_once(folder, tmp_path, loaded, on_disk):
+    cache = tmp_path / "embeddings" if on_disk else None
+    model = load(folder, embedding_cache=cache)
+    texts = embed_all(model, [PROMPT, "another", PROMPT])
+    assert loaded == ["dit", "vae", "text_encoder"]
+    # And is gone afterwards.
+    config = umt5.UMT5Config(**read_info(folder / "text_encoder").config)
+    assert (config.vocab_size, config.dim) not in {array.shape for array in jax.live_arrays()}
+    for prompt in (PROMPT, "another"):
+        np.testing.assert_array_equal(texts[prompt], model.embed_text(prompt))
+    assert loaded.count("text_encoder") == (1 if on_disk else 3)
+    assert embed_all(model, [PROMPT]).keys() == {PROMPT}
+    assert loaded.count("text_encoder") == (1 if on_disk else 4)
+
+
+def test_a_job_embeds_what_is_to_do_before_it_loads_the_dit(folder, tmp_path, loaded):
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\nanother\nfinished\n{PROMPT}")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "0002-finished.mp4").touch()
+    args = GenerateArgs(
+        checkpoint=folder, prompts=tmp_path / "prompts.txt", out=tmp_path / "videos", seconds=0.3,
+        embedding_cache=tmp_path / "embeddings", height=16, width=24,
+    )  # fmt: skip
+    job = job_of(args, vj.SlidingWindow(7, 2), [])
+    assert loaded == ["text_encoder", "dit", "vae"]
+    assert len(list((tmp_path / "embeddings").iterdir())) == 2
+    shutil.rmtree(tmp_path / "embeddings")
+    assert embed_all(job.model, [PROMPT, "another"]).keys() == {PROMPT, "another"}
+    assert len(loaded) == 3
+    job.model.embed_text("finished")
+    assert loaded[3:] == ["text_encoder"]
+
+
+def test_what_cannot_run_is_refused_before_anything_is_loaded(folder, tmp_path, loaded):
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+    args = GenerateArgs(
+        checkpoint=folder, prompts=tmp_path / "prompts.txt", mesh="heads=8", height=16, width=24
+    )
+    with pytest.raises(ValueError, match="do not divide over heads = 8; meshes .* data=8; data=4"):
+        job_of(args, vj.SlidingWindow(7, 2), [])
+    with pytest.raises(ValueError, match="holds 3 latent frames"):
+        job_of(dataclasses.replace(args, mesh=None), vj.FullCache(3), ["--capacity=3"])
+    assert not loaded
 
 
 def test_embeddings_of_another_text_encoder_are_others(folder, copy, tmp_path):

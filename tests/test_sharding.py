@@ -302,11 +302,15 @@ def test_axes_come_from_the_annotations():
 @pytest.mark.parametrize(
     "batch, heads, tokens, message",
     [
-        (3, 12, 4680, "3 videos do not divide over data = 2; splits that work: 1, 3"),
-        (2, 9, 4680, "9 attention heads do not divide over heads = 2; .* 1, 3, 9"),
-        (2, 12, 6, "6 tokens of a chunk do not divide over sequence x heads = 4; .* 1, 2, 3, 6"),
+        (3, 12, 4680, "3 videos do not divide over data = 2; meshes of 8 devices that work: "
+         "sequence=8; heads=2,sequence=4; heads=4,sequence=2$"),
+        (2, 9, 4680, "9 attention heads do not divide over heads = 2; .*: "
+         "data=8; data=4,sequence=2; data=2,sequence=4; sequence=8$"),
+        (2, 12, 6, "6 tokens of a chunk do not divide over sequence x heads = 4; .*: "
+         "data=8; data=4,sequence=2; data=4,heads=2$"),
+        (3, 12, 7, "3 videos do not divide over data = 2; .* that work: none$"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_divided_is_refused(batch, heads, tokens, message):
     with pytest.raises(ValueError, match=message):
         layout("all").check(batch, heads, tokens)

@@ -1,13 +1,14 @@
 """Converted pipelines: from a folder to a `VideoModel`.
 
 dit           converted, causal       ->  params, RolloutConfig
-vae                                   ->  codec
+vae                                   ->  codec, codec_params
 text_encoder, tokenizer               ->  embed_text, loaded when a prompt is not yet on disk
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,14 @@ from jaxtyping import Array, Float
 from vidcache_jax.checkpoint import (
     CheckpointError,
     CheckpointInfo,
-    load_checkpoint,
     read_info,
     restore_params,
 )
 from vidcache_jax.checkpoint.info import DIT, INFO_NAME, TEXT_ENCODER, TOKENIZER, VAE
-from vidcache_jax.checkpoint.reader import dit_config
+from vidcache_jax.checkpoint.reader import abstract_dit, dit_config
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models import umt5
-from vidcache_jax.models.video_model import VideoModel
-from vidcache_jax.models.wan_dit import abstract_params
+from vidcache_jax.models.video_model import Text, VideoModel
 from vidcache_jax.models.wan_vae import WanVAE, WanVAEConfig
 from vidcache_jax.sharding import ONE_DEVICE, Layout
 from vidcache_jax.text import EmbeddingCache, PromptTokenizer, TextEncoder, load_tokenizer
@@ -36,7 +35,7 @@ FRAMES_PER_SECOND = 16.0
 """Of Wan 2.1."""
 
 
-def load_pipeline(
+def outline_pipeline(
     folder: str | Path,
     *,
     height: int = 480,
@@ -44,9 +43,9 @@ def load_pipeline(
     rollout: Mapping[str, Any] | None = None,
     dtype: Any = None,
     embedding_cache: str | Path | None = None,
-    layout: Layout = ONE_DEVICE,
 ) -> VideoModel:
-    """A text-to-video model from the folder that ``python -m checkpoints_convert`` made.
+    """A text-to-video model from the folder that ``python -m checkpoints_convert`` made, but for
+    its weights: instead of arrays ``params`` and ``codec_params`` have shapes (`fill_pipeline`).
 
     Args:
       folder: of a whole pipeline (`vidcache_jax.checkpoint.info` has its layout).
@@ -55,8 +54,7 @@ def load_pipeline(
         want, or that are not known of it.
       dtype: of the DiT's parameters, in which it computes; by default as they were converted.
       embedding_cache: folder in which embeddings of prompts are kept. With it the text encoder is
-        loaded only for a new prompt, without it for every prompt; it is never kept in memory.
-      layout: where the parameters go; each process reads only what its own chips hold.
+        loaded only for new prompts, without it for every call; it is never kept in memory.
 
     Raises:
       CheckpointError: a part is missing, damaged or of another pipeline; the model is not causal,
@@ -75,28 +73,52 @@ def load_pipeline(
     latent_size = _latent_size(config, vae, height, width)
     identity = _identity(infos[TEXT_ENCODER], infos[TOKENIZER], config.text_len)
     cache = None if embedding_cache is None else EmbeddingCache(Path(embedding_cache), identity)
-    on_mesh = layout.mesh is not None
-    sharding = layout.params(abstract_params(config, jnp.float32)) if on_mesh else None
-    params, _, _ = load_checkpoint(folder / DIT, dtype=dtype, sharding=sharding)
-    codec_like = vae.abstract_params(infos[VAE].dtype)
-    codec_sharding = layout.named() if on_mesh else None
+    embedder = PromptEmbedder(
+        folder=folder / TEXT_ENCODER,
+        config=text_config,
+        dtype=infos[TEXT_ENCODER].dtype,
+        tokenizer=tokenizer,
+        cache=cache,
+    )
     return VideoModel(
         name=folder.resolve().name,
         config=config,
-        params=params,
+        params=abstract_dit(folder / DIT, infos[DIT], config, dtype),
         rollout=settings,
         codec=vae,
-        codec_params=restore_params(folder / VAE, codec_like, sharding=codec_sharding),
-        embed_text=PromptEmbedder(
-            folder=folder / TEXT_ENCODER,
-            config=text_config,
-            dtype=infos[TEXT_ENCODER].dtype,
-            tokenizer=tokenizer,
-            cache=cache,
-        ),
+        codec_params=vae.abstract_params(infos[VAE].dtype),
+        embed_text=embedder,
+        embed_texts=embedder.all_of,
         latent_size=latent_size,
         frames_per_second=FRAMES_PER_SECOND,
         text_encoder=identity,
+    )
+
+
+def fill_pipeline(
+    outline: VideoModel, folder: str | Path, layout: Layout = ONE_DEVICE
+) -> VideoModel:
+    """A model of `outline_pipeline` with its weights.
+
+    Args:
+      layout: where the parameters go; each process reads only what its own chips hold.
+
+    Raises:
+      CheckpointError: the weights are damaged.
+    """
+    folder, on_mesh = Path(folder), layout.mesh is not None
+    return dataclasses.replace(
+        outline,
+        params=restore_params(
+            folder / DIT,
+            outline.params,
+            sharding=layout.params(outline.params) if on_mesh else None,
+        ),
+        codec_params=restore_params(
+            folder / VAE,
+            outline.codec_params,
+            sharding=layout.named() if on_mesh else None,
+        ),
     )
 
 
@@ -163,14 +185,30 @@ class PromptEmbedder:
           CheckpointError: the text encoder is damaged.
           OSError: the embeddings cannot be read from or written to the cache.
         """
-        if self.cache is None:
-            return jnp.asarray(self._compute(prompt))
-        return jnp.asarray(self.cache.get(prompt, self._compute))
+        return jnp.asarray(self._embed(prompt, self._load))
 
-    def _compute(self, prompt: str) -> Float[np.ndarray, "Tt text_dim"]:
+    def all_of(self, prompts: Sequence[str]) -> list[Text]:
+        """The same of several prompts, on the host; the text encoder is loaded once, if at all."""
+        encoder = functools.cache(self._load)  # until this call ends
+        found: list[Text] = []
+        for prompt in prompts:
+            try:
+                found.append(self._embed(prompt, encoder))
+            except CheckpointError:
+                raise
+            except ValueError as error:
+                found.append(error)
+        return found
+
+    def _embed(
+        self, prompt: str, encoder: Callable[[], TextEncoder]
+    ) -> Float[np.ndarray, "Tt text_dim"]:
+        compute = lambda prompt: encoder()(prompt)
+        return compute(prompt) if self.cache is None else self.cache.get(prompt, compute)
+
+    def _load(self) -> TextEncoder:
         params = restore_params(self.folder, umt5.abstract_params(self.config, self.dtype))
-        encoder = TextEncoder(tokenizer=self.tokenizer, config=self.config, params=params)
-        return encoder(prompt)
+        return TextEncoder(tokenizer=self.tokenizer, config=self.config, params=params)
 
 
 def _read_infos(folder: Path) -> dict[str, CheckpointInfo]:

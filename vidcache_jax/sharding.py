@@ -15,6 +15,7 @@ Weights lie on every chip, or with ``shard_weights`` in equal parts, gathered la
 """
 
 import dataclasses
+import itertools
 import math
 import typing
 from collections.abc import Sequence
@@ -46,13 +47,25 @@ def make_mesh(
       ValueError: there are fewer or more devices than that.
     """
     devices = jax.devices() if devices is None else devices
+    _check_places(data, heads, sequence, len(devices))
+    return Mesh(np.asarray(devices).reshape(data, sequence, heads), (DATA, SEQUENCE, HEADS))
+
+
+def make_abstract_mesh(
+    num_devices: int, data: int = 1, heads: int = 1, sequence: int = 1
+) -> AbstractMesh:
+    """`make_mesh` of devices that need not be there."""
+    _check_places(data, heads, sequence, num_devices)
+    return AbstractMesh((data, sequence, heads), (DATA, SEQUENCE, HEADS))
+
+
+def _check_places(data: int, heads: int, sequence: int, num_devices: int) -> None:
     needed = data * heads * sequence
-    if min(data, heads, sequence) < 1 or needed != len(devices):
+    if min(data, heads, sequence) < 1 or needed != num_devices:
         raise ValueError(
             f"a mesh of data={data}, heads={heads}, sequence={sequence} takes {needed} devices, "
-            f"but there are {len(devices)}"
+            f"but there are {num_devices}"
         )
-    return Mesh(np.asarray(devices).reshape(data, sequence, heads), (DATA, SEQUENCE, HEADS))
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -73,6 +86,31 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
+def possible_meshes(
+    num_devices: int, num_heads: int, num_tokens: int, videos: int | None = None
+) -> list[str]:
+    """Meshes of all devices over which a run divides, as `parse_mesh` reads them.
+
+    Args:
+      num_tokens: of a chunk.
+      videos: made at once; None for one on each place on ``data``.
+    """
+    divisors = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    found = []
+    for heads, sequence in itertools.product(divisors, divisors):
+        data, rest = divmod(num_devices, heads * sequence)
+        divided = (
+            num_heads % heads,
+            num_tokens % (heads * sequence),
+            (videos or data) % (data or 1),
+        )
+        if not rest and not any(divided):
+            sizes = {DATA: data, HEADS: heads, SEQUENCE: sequence}
+            parts = [f"{axis}={size}" for axis, size in sizes.items() if size > 1]
+            found.append(",".join(parts) or f"{DATA}=1")
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """Puts the arrays of a rollout on a mesh; without one, leaves them alone.
@@ -80,10 +118,20 @@ class Layout:
     Attributes:
       mesh: of devices, or an abstract one to plan for.
       shard_weights: each chip of a video holds its part of every layer's weights.
+
+    Raises:
+      ValueError: weights are to be in parts, and no video has more than one chip.
     """
 
     mesh: Mesh | AbstractMesh | None = None
     shard_weights: bool = False
+
+    def __post_init__(self):
+        if self.shard_weights and self.size(*MODEL_AXES) == 1:
+            raise ValueError(
+                "weights are divided over the devices of a video, and here each video has one: "
+                "give a mesh with heads=N or sequence=N, or leave --shard-weights out"
+            )
 
     def size(self, *axes: str) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes) if self.mesh else 1
@@ -104,10 +152,13 @@ class Layout:
         ):
             size = self.size(*axes)
             if count % size:
-                splits = [n for n in range(1, min(count, 64) + 1) if count % n == 0]
+                devices = self.size(DATA, *MODEL_AXES)
+                # With a video for each place on data there are as many as there are places.
+                videos = None if batch == self.size(DATA) else batch
+                working = possible_meshes(devices, num_heads, num_tokens, videos)
                 raise ValueError(
-                    f"{count} {what} do not divide over {' x '.join(axes)} = {size}; "
-                    f"splits that work: {', '.join(map(str, splits))}"
+                    f"{count} {what} do not divide over {' x '.join(axes)} = {size}; meshes of "
+                    f"{devices} devices that work: {'; '.join(working) or 'none'}"
                 )
 
     def tokens(self, x: Tokens) -> Tokens:

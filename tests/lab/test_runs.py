@@ -20,6 +20,7 @@ from vidcache_jax.lab.figures import finished
 from vidcache_jax.lab.outputs import write_outputs
 from vidcache_jax.lab.runs import run_all, run_folder, unfinished
 from vidcache_jax.metrics.table import METRICS
+from vidcache_jax.planning import memory
 
 FIGURES = ("chunks.csv", "videos.csv", "policies.csv", "figures.json")
 
@@ -71,6 +72,30 @@ def test_videos_and_pictures_side_by_side(whole):
     for path in (whole / "pictures").iterdir():
         with Image.open(path) as picture:
             assert picture.height == 2 * (2 * 14 + 16 + 4 + 14 + 4)
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "memory_limit", lambda devices: 2**12)
+    failures = run_all(comparison(), tmp_path)
+    assert len(failures) == 8 and not list(tmp_path.iterdir())
+    assert all("this run does not fit: each device would hold" in each.reason for each in failures)
+
+
+def test_prompts_are_embedded_together(tmp_path, monkeypatch):
+    """A text encoder that has to be loaded is loaded once, and a bad prompt costs its own runs."""
+    asked = []
+
+    def embed_texts(prompts):
+        asked.append(prompts)
+        return [ValueError("cannot be read")] * len(prompts)
+
+    given = comparison()
+    given = dataclasses.replace(
+        given, model=dataclasses.replace(given.model, embed_texts=embed_texts)
+    )
+    failures = run_all(given, tmp_path)
+    assert asked == [tuple(PROMPTS)]
+    assert [each.reason for each in failures] == ["cannot be read"] * 8
 
 
 class Stop:

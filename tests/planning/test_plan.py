@@ -1,5 +1,6 @@
 """A plan made for eight CPU devices, where all of it can be counted by hand."""
 
+import dataclasses
 import functools
 
 import jax
@@ -16,11 +17,12 @@ from vidcache_jax.planning.analytic import analytic_plan
 from vidcache_jax.planning.chips import Chip
 from vidcache_jax.planning.compiled import compiled_plan
 from vidcache_jax.planning.cycles import estimated_cycles
+from vidcache_jax.planning.planned_run import PlannedRun
 from vidcache_jax.planning.slices import SHAPES, chips_of, mesh_for_one_video
 from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sharding import DATA, HEADS, SEQUENCE, Layout, make_mesh
 
-CHIP = Chip(tflops=1, hbm_gib=1e-3, hbm_gbs=1, link_gbs=1, linear=0.5, attention=0.25)
+CHIP = Chip(tflops=1, hbm_gib=1e-3, hbm_gbs=100, link_gbs=1, linear=0.5, attention=0.25)
 CONFIG = WanConfig(
     dim=48, ffn_dim=20, num_heads=4, num_layers=2, freq_dim=8, text_len=5, text_dim=7, in_dim=3,
     out_dim=3,
@@ -76,7 +78,7 @@ def test_what_a_chip_does():
 @pytest.mark.parametrize("shard_weights", [False, True])
 def test_formulas_agree_with_the_compiled_program(shard_weights):
     compiled, formula = planned(shard_weights), by_formula(shard_weights)
-    for name in ("num_chips", "videos", "weights", "state", "other_inputs", "work"):
+    for name in ("num_chips", "videos", "weights", "state", "other_inputs", "work", "weights_read"):
         assert getattr(formula, name) == getattr(compiled, name), name
 
     def exchanges(plan):
@@ -89,6 +91,15 @@ def test_formulas_agree_with_the_compiled_program(shard_weights):
     # Eight times as many chips hold an eighth of a video's temporaries, none or all of a head's.
     assert 0 < formula.temporaries < 4 * compiled.temporaries
     assert formula.compiler_seconds is None and compiled.compiler_seconds is not None
+
+
+def test_a_chip_with_few_tokens_waits_for_the_weights():
+    plan = by_formula()
+    assert plan.weights_read == 3 * plan.weights == by_formula(True).weights_read
+    assert plan.linear_seconds == plan.work.linear / 0.5e12
+    slow = dataclasses.replace(plan, chip=dataclasses.replace(CHIP, hbm_gbs=0.1))
+    assert slow.linear_seconds == plan.weights_read / 0.1e9 > plan.linear_seconds
+    assert slow.seconds == slow.linear_seconds + plan.attention_seconds + plan.link_seconds
 
 
 def test_weights_in_parts_are_gathered_in_every_layer_of_every_pass():
@@ -125,13 +136,55 @@ def test_topologies():
     "arguments, fits, expected",
     [
         (["--topology", "h100:2"], 0, "h100:1"),
-        (["--topology", "v6e:1x1", "--model", "wan-14b", "--no-compile"], 1, "GiB too much"),
+        (["--topology", "h100:2", "--shard-weights"], 0, "h100:1"),
+        (["--topology", "v6e:1x1", "--model", "wan-14b", "--no-compile"], 1,
+         "GiB too little, of 31.25 GiB"),
+        (["--topology", "h100:2", "--policy", "head-forcing"], 0,
+         "Without --roles: in the shares that Head Forcing's paper found"),
+        (["--topology", "h100:2", "--policy", "head-forcing"], 0,
+         "HeadForcing(roles=72 local, 90 anchor, 198 memory, episodic_size=5,"),
+        (["--topology", "h100:2", "--policy", "full", "--seconds", "60"], 0,
+         "FullCache(capacity=243)"),
+        (["--topology", "h100:2", "--policy", "full", "--capacity", "63"], 0,
+         "FullCache(capacity=63)"),
     ],
-)
+)  # fmt: skip
 def test_a_plan_by_formulas(arguments, fits, expected, capsys):
     assert cli.main(["plan", *arguments]) == fits
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert expected in printed and "temporaries, by formula" in printed
+
+
+@pytest.mark.parametrize(
+    "more, helps", [([], True), (["--shard-weights"], False), (["--policy", "full"], False)]
+)
+def test_weights_in_parts_are_suggested_where_they_help(more, helps, capsys):
+    large = ["--topology", "v5e:2x4", "--model", "wan-14b", "--no-compile", "--seconds", "60"]
+    assert cli.main(["plan", *large, *more]) == (0 if "--shard-weights" in more else 1)
+    printed = capsys.readouterr().out
+    assert ("--shard-weights would do, with 6.84 GiB left" in printed) == helps
+    assert ("does not fit: " in printed) == ("--shard-weights" not in more)
+
+
+@pytest.mark.parametrize(
+    "said, status, shown",
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM", 1, "the compiler says RESOURCE_EXHAUSTED"),
+        ("INTERNAL: Mosaic failed", 2, "whether the run fits is not known: INTERNAL: Mosaic"),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", 2, "is not known"),
+    ],
+)
+def test_only_a_lack_of_memory_means_that_a_run_does_not_fit(
+    said, status, shown, capsys, monkeypatch
+):
+    def refused(self):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(PlannedRun, "compiled", refused)
+    assert cli.main(["plan", "--topology", "v5e:1x1"]) == status
+    printed = "".join(capsys.readouterr())
+    assert shown in " ".join(printed.split())
+    assert ("does not fit" in printed) == (status == 1)
 
 
 def test_chips_for_one_video():
@@ -145,6 +198,9 @@ def test_latents_of_a_resolution():
     for bad in ("480", "480x", "-8x8", "480x830"):
         with pytest.raises(ValueError, match="resolution"):
             latents_of(bad)
+    for bad in ("488x840", "480x0"):
+        with pytest.raises(ValueError, match="both must be multiples of 16 pixels"):
+            latents_of(bad)
 
 
 @pytest.mark.parametrize(
@@ -152,11 +208,16 @@ def test_latents_of_a_resolution():
     [
         (["--topology", "h9:2x2"], "should be one of v4, v5e, v5p, v6e, a100"),
         (["--topology", "v5e:7x9x3"], "no TPU slice 'v5e:7x9x3'"),
-        (["--topology", "h100:8", "--mesh", "heads=4"], "has not 8 places"),
+        (["--topology", "h100:8", "--mesh", "heads=4"], "takes 4 devices, but there are 8"),
+        (["--topology", "h100:8", "--mesh", "data=8", "--shard-weights"], "each video has one"),
+        (["--topology", "h100:8", "--mesh", "heads=8"], "work: data=8; data=4,sequence=2;"),
         (["--policy", "none"], "policies are"),
+        (["--policy", "full"], "say its length by --seconds or --capacity"),
+        (["--policy", "full", "--capacity", "63", "--seconds", "60"], "this video needs 243"),
+        (["--seconds", "-1"], "must be a positive number of seconds"),
         (["--policy", "head-forcing", "--roles", "/none.json"], "/none.json"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
     assert cli.main(["plan", *arguments]) == 2
-    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -21,6 +21,7 @@ from tests.toy import toy_model
 from vidcache_jax import loading
 from vidcache_jax.cli import main
 from vidcache_jax.commands.generate import GenerateArgs, job_of
+from vidcache_jax.planning import memory
 from vidcache_jax.sampling import job as job_module
 from vidcache_jax.sampling.batch import generate_batch, own_videos
 from vidcache_jax.sampling.job import SETTINGS
@@ -159,6 +160,36 @@ def test_interrupted_continued_extended(tmp_path, capsys, monkeypatch):
     assert "job.json is damaged" in said(capsys)
 
 
+def test_what_is_finished_stays_when_memory_runs_out(tmp_path, capsys, monkeypatch):
+    def too_large(*args, **kwargs):
+        if list((tmp_path / "videos").glob("*.mp4")):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes")
+        return generate(*args, **kwargs)
+
+    generate = job_module.generate_batch
+    monkeypatch.setattr(job_module, "generate_batch", too_large)
+    assert run(tmp_path, prompts=PROMPTS[:2] * 3) == 2
+    assert "a device ran out of memory (RESOURCE_EXHAUSTED: Out of memory" in said(capsys)
+    assert len(videos_in(tmp_path / "videos")) == 4
+    assert not list((tmp_path / "videos").glob(".*"))
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_what_cannot_fit_is_refused_before_it_is_loaded(tmp_path, capsys, monkeypatch, several):
+    def never(*args):
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr(loading, "_on_mesh", never)
+    monkeypatch.setattr(memory, "memory_limit", lambda devices: 2**12)
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
+    prompts = ["--prompts", "prompts.txt", "--mesh", MESH] if several else []
+    assert main(["generate", "--model", "toy", "--seconds", "0.7", *prompts]) == 2
+    printed = said(capsys)
+    assert "this run does not fit: each device would hold 0.00 GiB of weights" in printed
+    assert "and has 0.00 GiB, " in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
+
+
 def start_processes(*fates: str) -> list[subprocess.Popen[str]]:
     """One job in several processes of one device each, which divide the heads."""
     with socket.socket() as free:
@@ -215,6 +246,7 @@ def test_two_processes_one_of_which_is_killed(tmp_path):
         (["--process-id", "1"], "--process-id is for several hosts; add --distributed"),
         (["--mesh", "data=3"], "takes 3 devices, but there are 8"),
         (["--mesh", "heads=8"], "2 attention heads do not divide over heads = 8"),
+        (["--mesh", "data=8", "--shard-weights"], "give a mesh with heads=N or sequence=N"),
         (["--mesh", "width=8"], "'width=8' is not one of data=N"),
         (["--prompt", "a red circle"], "--prompt is for one video; leave it out"),
         (["--contact-sheet", "a.png"], "--contact-sheet is for one video"),

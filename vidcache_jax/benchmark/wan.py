@@ -17,7 +17,7 @@ from vidcache_jax.models.wan_vae import WanVAE
 def random_wan(
     name: str, latent_size: tuple[int, int], num_layers: int | None = None
 ) -> VideoModel:
-    """A pipeline as `load_pipeline` makes one, in bfloat16 on accelerators, float32 on a CPU.
+    """A pipeline as `load_model` makes one, in bfloat16 on accelerators, float32 on a CPU.
 
     Args:
       num_layers: fewer than the model has, for small machines.

@@ -33,11 +33,22 @@ def load_checkpoint(
     """
     info = read_info(folder)
     config = dit_config(folder, info)
+    abstract = abstract_dit(folder, info, config, dtype)
+    return restore_params(folder, abstract, sharding=sharding), config, info
+
+
+def abstract_dit(
+    folder: str | Path, info: CheckpointInfo, config: WanConfig, dtype: Any = None
+) -> Params:
+    """Shapes and dtypes of a converted DiT's parameters, as `load_checkpoint` restores them.
+
+    Raises:
+      CheckpointError: parameters cannot have that dtype.
+    """
     try:
-        abstract = abstract_params(config, jnp.dtype(info.dtype if dtype is None else dtype))
+        return abstract_params(config, jnp.dtype(info.dtype if dtype is None else dtype))
     except TypeError as error:
         raise CheckpointError(f"cannot load {folder}: {error}; choose another dtype") from error
-    return restore_params(folder, abstract, sharding=sharding), config, info
 
 
 def dit_config(folder: str | Path, info: CheckpointInfo) -> WanConfig:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
-from vidcache_jax.commands.model_options import ModelOptions, load, scale_of
+from vidcache_jax.commands.model_options import ModelOptions, opened_by, scale_of
 from vidcache_jax.commands.policy_text import read_policy, split_policies
 from vidcache_jax.lab.comparison import Comparison, Run, read_prompts
 from vidcache_jax.lab.failures import Failure, write_failures
@@ -19,6 +19,7 @@ from vidcache_jax.lab.outputs import write_outputs
 from vidcache_jax.lab.runs import run_all, unfinished
 from vidcache_jax.sampling.output_file import write_text
 from vidcache_jax.sampling.session import chunks_for
+from vidcache_jax.sharding import ONE_DEVICE
 
 SETTINGS = "comparison.json"
 SPRITE_MODELS = ("tiny",)
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 def comparison_of(args: CompareArgs) -> Comparison:
     """Raises ValueError if a policy or the model is unknown, or there are no prompts."""
-    model = load(args)
+    model = opened_by(args).load(ONE_DEVICE)
     labels = split_policies(args.policies)
     num_frames = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
     return Comparison(

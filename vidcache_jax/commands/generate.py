@@ -14,19 +14,23 @@ from vidcache_jax import __version__
 from vidcache_jax.cache import CachePolicy
 from vidcache_jax.commands.compilation_cache import enable_compilation_cache
 from vidcache_jax.commands.make_videos import make_videos
-from vidcache_jax.commands.model_options import ModelOptions, load, scale_of
+from vidcache_jax.commands.model_options import ModelOptions, opened_by, scale_of
 from vidcache_jax.commands.policy_option import (
     FILE_OPTIONS,
     fitted,
+    states_capacity,
     take_policy_name,
     with_policy_options,
 )
 from vidcache_jax.commands.processes import join_processes, leave_processes, loss_of
 from vidcache_jax.models.video_model import VideoModel
+from vidcache_jax.planning.memory import check_memory, memory_accounted
 from vidcache_jax.sampling.contact_sheet import ContactSheet
 from vidcache_jax.sampling.frame_sink import FrameSink
 from vidcache_jax.sampling.job import Job, read_prompt_file
+from vidcache_jax.sampling.possible import check_possible
 from vidcache_jax.sampling.prefix import Video, prefix_chunks, read_prefix
+from vidcache_jax.sampling.prompts import embed_all, with_texts
 from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sampling.session import Session, chunks_for
 from vidcache_jax.sampling.writer import VideoWriter
@@ -142,16 +146,24 @@ def generate(args: GenerateArgs, policy: CachePolicy, given: list[str], console:
       ValueError: an option is impossible. OSError: a file cannot be written.
     """
     started = time.perf_counter()
-    model = load(args)
+    opened = opened_by(args)
+    model = opened.outline
     prefix = None if args.prefix is None else _read_prefix(args.prefix, model, console)
     begun = 0 if prefix is None else len(prefix_chunks(prefix, model))
     num_chunks = chunks_for(args.seconds, model, begun)
     num_latents = (begun + num_chunks) * model.rollout.frames_per_chunk
-    policy = fitted(policy, _states_capacity(given), num_latents, model)
-    session = Session(model, policy, prompt=args.prompt, seed=args.seed, prefix=prefix)
-    chunks = session.generate(args.seconds)
-    chunk_ends, is_complete, written = [time.perf_counter()], True, []
+    policy = fitted(policy, states_capacity(given), num_latents, model.head_roles)
+    rollout = Rollout(model.config, model.rollout, policy)
+    check_possible(model, rollout, 1, num_latents)
+    check_memory(model, rollout, 1)
     with contextlib.ExitStack() as files:
+        files.enter_context(memory_accounted(model, rollout, 1))
+        # Before the DiT is loaded there is most room for the text encoder.
+        texts = embed_all(model, [args.prompt])
+        model = with_texts(opened.load(ONE_DEVICE), texts)
+        session = Session(model, policy, prompt=args.prompt, seed=args.seed, prefix=prefix)
+        chunks = session.generate(args.seconds)
+        chunk_ends, is_complete, written = [time.perf_counter()], True, []
         sinks: list[FrameSink] = [files.enter_context(_video(args, model, policy))]
         if args.contact_sheet is not None:
             sheet = ContactSheet(
@@ -216,10 +228,6 @@ def check_options(args: GenerateArgs) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is for several hosts; add --distributed")
 
 
-def _states_capacity(given: list[str]) -> bool:
-    return any(option.startswith("--capacity") for option in given)
-
-
 def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
     """The job that the arguments ask for.
 
@@ -227,20 +235,29 @@ def job_of(args: GenerateArgs, policy: CachePolicy, given: list[str]) -> Job:
       ValueError: an option is impossible. OSError: a file cannot be read.
     """
     prompts = read_prompt_file(args.prompts or Path())
-    layout = _layout(args)
-    model = load(args, layout)
-    num_latents = chunks_for(args.seconds, model) * model.rollout.frames_per_chunk
-    policy = fitted(policy, _states_capacity(given), num_latents, model)
-    return Job(
-        model=model,
-        rollout=Rollout(model.config, model.rollout, policy, layout),
+    layout, opened = _layout(args), opened_by(args)
+    outline = opened.outline
+    num_latents = chunks_for(args.seconds, outline) * outline.rollout.frames_per_chunk
+    policy = fitted(policy, states_capacity(given), num_latents, outline.head_roles)
+    rollout = Rollout(outline.config, outline.rollout, policy, layout)
+    check_possible(outline, rollout, layout.size(DATA), num_latents)
+    check_memory(outline, rollout, layout.size(DATA))
+    job = Job(
+        model=outline,
+        rollout=rollout,
         prompts=prompts,
         seed=args.seed,
         seconds=args.seconds,
-        scale=scale_of(args, model),
+        scale=scale_of(args, outline),
         folder=args.out or Path("videos"),
-        comment=_made_by(args, model, policy),
+        comment=_made_by(args, outline, policy),
     )
+    # Of a folder that processes share these are all, and else those of some process at least.
+    todo = [prompt for i, prompt in enumerate(prompts) if not job.path(i).is_file()]
+    with memory_accounted(outline, rollout, layout.size(DATA)):
+        # Before the DiT is loaded there is most room for the text encoder.
+        texts = embed_all(outline, todo)
+        return dataclasses.replace(job, model=with_texts(opened.load(layout), texts))
 
 
 def _layout(args: GenerateArgs) -> Layout:

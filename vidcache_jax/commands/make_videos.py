@@ -6,7 +6,9 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidcache_jax.planning.memory import memory_accounted
 from vidcache_jax.sampling.job import Failure, Job, open_job, run_job
+from vidcache_jax.sharding import DATA
 
 
 def make_videos(job: Job, console: Console) -> int:
@@ -17,7 +19,8 @@ def make_videos(job: Job, console: Console) -> int:
     0 if every prompt has its video, 1 if some could not be read, 130 after Ctrl-C.
 
     Raises:
-      ValueError: the job is impossible. OSError: the folder or a video cannot be written.
+      ValueError: the job is impossible, or memory is lacking. OSError: the folder or a video
+        cannot be written.
     """
     console = console if jax.process_index() == 0 else Console(quiet=True)
     say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -42,7 +45,8 @@ def make_videos(job: Job, console: Console) -> int:
             progress.update(task, advance=job.num_chunks)
 
         try:
-            run_job(job, todo, on_chunk=on_chunk, on_failure=on_failure)
+            with memory_accounted(job.model, job.rollout, job.rollout.layout.size(DATA)):
+                run_job(job, todo, on_chunk=on_chunk, on_failure=on_failure)
         except KeyboardInterrupt:
             is_complete = False
     for failure in failures:

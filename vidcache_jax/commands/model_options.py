@@ -3,9 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from vidcache_jax.loading import load_model
+from vidcache_jax.loading import OpenedModel, open_model
 from vidcache_jax.models.video_model import VideoModel
-from vidcache_jax.sharding import ONE_DEVICE, Layout
 
 MIN_ROWS = 256
 """Rows of pixels that a small video is enlarged to, as far as whole numbers do."""
@@ -35,26 +34,25 @@ class ModelOptions:
     compilation_cache: Path = Path("~/.cache/vidcache_jax")
     """Folder in which compiled programs are kept, so that the next run starts faster."""
     embedding_cache: Path = Path("~/.cache/vidcache_jax/embeddings")
-    """Folder in which embeddings of a checkpoint's prompts are kept: the text encoder is needed
-    once a prompt."""
+    """Folder in which embeddings of a checkpoint's prompts are kept: the text encoder is loaded for
+    new ones only, once for all of them."""
 
 
-def load(options: ModelOptions, layout: Layout = ONE_DEVICE) -> VideoModel:
-    """The model that the options name.
+def opened_by(options: ModelOptions) -> OpenedModel:
+    """The model that the options name, before its weights are loaded.
 
     Raises:
       ValueError: there is none, or an option is impossible. OSError: a file cannot be read.
     """
     if options.checkpoint is None:
-        return load_model(options.model, layout=layout)
+        return open_model(options.model)
     names = ("frames_per_chunk", "denoise_timesteps", "timestep_shift")
-    return load_model(
+    return open_model(
         options.checkpoint,
         height=options.height,
         width=options.width,
         rollout={name: x for name in names if (x := getattr(options, name)) is not None},
         embedding_cache=options.embedding_cache.expanduser(),
-        layout=layout,
     )
 
 

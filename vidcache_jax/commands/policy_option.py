@@ -13,8 +13,6 @@ from vidcache_jax.cache import (
     HeadRoles,
     SlidingWindow,
 )
-from vidcache_jax.models.fingerprint import fingerprint
-from vidcache_jax.models.video_model import VideoModel
 
 DEFAULT_POLICY = "sliding-window"
 
@@ -80,17 +78,16 @@ def _roles_from_file(
     )
 
 
-def fitted(
-    policy: CachePolicy, states_capacity: bool, num_frames: int, model: VideoModel
-) -> CachePolicy:
-    """Fills in what was not stated: a full cache's capacity, the roles of the model's heads.
+def states_capacity(arguments: list[str]) -> bool:
+    return any(option.startswith("--capacity") for option in arguments)
 
-    Raises:
-      ValueError: the policy was made for another model.
-    """
+
+def fitted(
+    policy: CachePolicy, states_capacity: bool, num_frames: int, roles: HeadRoles | None
+) -> CachePolicy:
+    """Fills in what was not stated: a full cache's capacity, the roles of the model's heads."""
     if isinstance(policy, FullCache) and not states_capacity:
         return FullCache(capacity=num_frames)
     if isinstance(policy, HeadForcing):
-        policy = dataclasses.replace(policy, roles=policy.roles or model.head_roles)
-    policy.check_model(lambda: fingerprint(model.params))
+        return dataclasses.replace(policy, roles=policy.roles or roles)
     return policy

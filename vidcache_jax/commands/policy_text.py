@@ -12,6 +12,7 @@ import tyro
 
 from vidcache_jax.cache import POLICIES, CachePolicy
 from vidcache_jax.commands.policy_option import FILE_OPTIONS, default_policy, fitted
+from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
 
 
@@ -60,9 +61,11 @@ def read_policy(text: str, num_frames: int, model: VideoModel) -> CachePolicy:
             raise ValueError(f"policy {text!r}: {option}={value} is no {kind}") from refusal
     try:
         policy = dataclasses.replace(default, **given)
-        return fitted(policy, "capacity" in given, num_frames, model)
+        policy = fitted(policy, "capacity" in given, num_frames, model.head_roles)
+        policy.check_model(lambda: fingerprint(model.params))
     except ValueError as error:
         raise ValueError(f"policy {text!r}: {error}") from error
+    return policy
 
 
 def _value(kind: Any, text: str) -> Any:

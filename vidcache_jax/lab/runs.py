@@ -1,6 +1,7 @@
 """Runs a comparison: each run's result appears whole in a folder of its own, or not at all."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import platform
 import shutil
@@ -18,7 +19,10 @@ from vidcache_jax.lab.failures import Failure
 from vidcache_jax.lab.result import Cost, Result
 from vidcache_jax.metrics.table import gauges
 from vidcache_jax.models.video_model import VideoModel
+from vidcache_jax.planning.memory import check_memory, memory_accounted
 from vidcache_jax.sampling.contact_sheet import ContactSheet
+from vidcache_jax.sampling.prompts import embed_all, with_texts
+from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sampling.session import Session, chunks_for
 from vidcache_jax.sampling.writer import VideoWriter
 
@@ -42,10 +46,12 @@ def run_all(
       on_failure: told of every run that cannot be made, when it turns out.
 
     Raises:
-      OSError: the folder cannot be written.
+      CheckpointError: the text encoder is damaged. OSError: the folder cannot be written.
     """
-    failures = []
-    for run in unfinished(comparison, folder):
+    failures, todo = [], unfinished(comparison, folder)
+    texts = embed_all(comparison.model, [run.prompt for run in todo])
+    comparison = dataclasses.replace(comparison, model=with_texts(comparison.model, texts))
+    for run in todo:
         # By another process, say: the settings are the same, so the result is.
         if is_finished(run, folder):
             continue
@@ -78,13 +84,17 @@ def run_folder(run: Run, folder: Path) -> Path:
 
 def _make(run: Run, comparison: Comparison, folder: Path, on_chunk: Callable[[Run], None]) -> None:
     """Makes one run aside and moves it, whole, to its name."""
+    model = comparison.model
+    rollout = Rollout(model.config, model.rollout, run.policy)
+    check_memory(model, rollout, 1)
     final = run_folder(run, folder)
     partial = final.with_name(f".{final.name}.partial")
     # Of an earlier process that was killed.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _measure(run, comparison, partial, on_chunk).write(partial)
+        with memory_accounted(model, rollout, 1):
+            _measure(run, comparison, partial, on_chunk).write(partial)
         partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,15 +1,19 @@
 """VideoModel: a text-to-video model ready to run, whatever it was loaded from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from vidcache_jax.array_typing import Params
 from vidcache_jax.cache import HeadRoles
 from vidcache_jax.config import RolloutConfig, WanConfig
 from vidcache_jax.models.codec import Codec
+
+Text = Float[np.ndarray, "Tt text_dim"] | ValueError
+"""A prompt's embeddings, rows of its tokens alone, or why it cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -18,10 +22,13 @@ class VideoModel:
 
     Attributes:
       name: shown to the user.
-      config, params: the causal DiT.
+      config, params: the causal DiT. Until they are loaded (`loading.open_model`), parameters are
+        shapes, the codec's too.
       rollout: chunk size and denoise steps the weights expect.
       codec, codec_params: between latents and pixels.
       embed_text: prompt -> text encoder output; raises ValueError for a prompt it cannot read.
+      embed_texts: the same of several prompts at once, for a text encoder that has to be loaded
+        (`sampling.prompts`).
       latent_size: (Y, X) of the latents the model was trained on.
       frames_per_second: pixel frames a second of video.
       text_encoder: tells `embed_text` from others that give the same prompt other embeddings; empty
@@ -40,6 +47,7 @@ class VideoModel:
     latent_size: tuple[int, int]
     frames_per_second: float
     text_encoder: str = ""
+    embed_texts: Callable[[Sequence[str]], list[Text]] | None = None
     head_roles: HeadRoles | None = None
     example_prompts: tuple[str, ...] = ()
 

@@ -75,7 +75,7 @@ def chunk_temporaries(rollout: Rollout, tokens: int, inputs: ChunkInputs, dtype:
     heads = tokens // layout.size(HEADS)
     # Of the state's arrays the keys, or the values, are the largest in the model's precision.
     cached = [leaf for leaf in inputs.state if leaf.ndim == 5 and leaf.dtype == dtype]
-    keys = max(nbytes_on_a_chip([leaf]) for leaf in cached)
+    keys = max((nbytes_on_a_chip([leaf]) for leaf in cached), default=0)
     return (
         8 * own * config.dim
         + 2 * size * own * config.ffn_dim

@@ -22,7 +22,8 @@ def compiled_plan(
 
     Raises:
       ValueError: videos, heads or tokens do not divide over the mesh.
-      jax.errors.JaxRuntimeError: the program does not fit a chip, says the compiler.
+      jax.errors.JaxRuntimeError: the compiler refuses the program, for lack of memory
+        (`refusal_of`) or because something is wrong.
     """
     inputs = chunk_inputs(rollout, batch, latent_size, dtype)
 

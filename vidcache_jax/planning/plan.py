@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 from vidcache_jax.planning.chips import Chip
 from vidcache_jax.planning.collectives import Collective
 from vidcache_jax.planning.counts import Work, work_of_a_chip
@@ -21,6 +23,8 @@ class Plan:
       other_inputs: prompt keys and values, noise.
       temporaries: bytes that the program needs besides.
       work: operations of this chip.
+      weights_read: bytes of the weights of all passes, each of which reads them once; those that
+        are in parts whole.
       traffic: collectives of this chip.
       compiler_seconds: what the compiler expects of a chunk without kernels of ours and
         collectives; None if nothing was compiled, and temporaries and traffic are by formula.
@@ -35,6 +39,7 @@ class Plan:
     other_inputs: int
     temporaries: int
     work: Work
+    weights_read: int
     traffic: tuple[Collective, ...]
     compiler_seconds: float | None
 
@@ -62,10 +67,18 @@ class Plan:
         return self.moved / (self.chip.link_gbs * 1e9)
 
     @property
+    def linear_seconds(self) -> float:
+        """Of matrix products: the matrix units' time, or the memory's to give them the weights.
+
+        The memory's is longer where a chip has few tokens, some hundreds.
+        """
+        matrix_units = self.work.linear / (self.chip.tflops * 1e12 * self.chip.linear)
+        return max(matrix_units, self.weights_read / (self.chip.hbm_gbs * 1e9))
+
+    @property
     def seconds(self) -> float:
-        """Roofline of a chunk: matrix units, then links, nothing hidden behind the other."""
-        linear = self.work.linear / (self.chip.tflops * 1e12 * self.chip.linear)
-        return linear + self.attention_seconds + self.link_seconds
+        """Roofline of a chunk: matrix products, attention, links, one after the other."""
+        return self.linear_seconds + self.attention_seconds + self.link_seconds
 
     def frames_per_second(self, pixel_frames: int) -> float:
         """Pixel frames a second of all videos together, of ``pixel_frames`` a latent frame."""
@@ -84,6 +97,8 @@ def plan_of(
     """A plan from what a program takes in, and what is known of the program."""
     batch, frames_per_chunk, *latent_size, _ = inputs.noise.shape
     rows, columns = latent_size
+    passes = len(rollout.rollout.denoise_timesteps) + 1
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs.params))
     return Plan(
         chip=chip,
         num_chips=rollout.layout.size(DATA, *MODEL_AXES),
@@ -94,6 +109,7 @@ def plan_of(
         other_inputs=nbytes_on_a_chip((inputs.text, inputs.noise, inputs.renoise)),
         temporaries=temporaries,
         work=work_of_a_chip(rollout, batch, (rows, columns)),
+        weights_read=passes * weights,
         traffic=traffic,
         compiler_seconds=compiler_seconds,
     )

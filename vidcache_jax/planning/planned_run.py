@@ -1,11 +1,11 @@
 """A run on chips that need not be there, and the plans that can be made of it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
 
 from vidcache_jax.cache.policy import StackedPolicy
 from vidcache_jax.config import RolloutConfig, WanConfig
@@ -16,7 +16,7 @@ from vidcache_jax.planning.plan import Plan
 from vidcache_jax.planning.slices import SHAPES, chips_of, mesh_for_one_video
 from vidcache_jax.planning.topology import tpu_devices
 from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sharding import DATA, HEADS, SEQUENCE, Layout, make_mesh, parse_mesh
+from vidcache_jax.sharding import DATA, Layout, make_abstract_mesh, make_mesh, parse_mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,45 +42,52 @@ class PlannedRun:
     def is_on_tpus(self) -> bool:
         return self.topology.startswith("v")
 
+    @property
+    def places(self) -> dict[str, int]:
+        """Sizes of the mesh axes."""
+        if self.mesh:
+            return {DATA: 1, **parse_mesh(self.mesh)}
+        rows, columns = self.config.token_grid(*self.latent_size)
+        tokens = self.rollout.frames_per_chunk * rows * columns
+        return mesh_for_one_video(self.config.num_heads, tokens, chips_of(self.topology)[1])
+
     def compiled(self) -> Plan:
         """Of the program as compiled for the devices of a TPU slice: a minute or more.
 
         Raises:
           ValueError: there is no such slice, or the run does not divide over the mesh.
-          jax.errors.JaxRuntimeError: the program does not fit, says the compiler.
+          jax.errors.JaxRuntimeError: the compiler refuses the program, for lack of memory
+            (`refusal_of`) or because something is wrong.
         """
         devices = tpu_devices(self.topology)
         return self._plan(compiled_plan, lambda **sizes: make_mesh(**sizes, devices=devices))
 
     def by_formula(self) -> Plan:
         """Raises ValueError if the topology is not known, or the run does not divide over it."""
-        return self._plan(analytic_plan, self._abstract_mesh)
+        _, count = chips_of(self.topology)
+        return self._plan(analytic_plan, functools.partial(make_abstract_mesh, count))
+
+    def in_parts(self) -> "PlannedRun | None":
+        """The same with weights in parts; None if they are already, or no two chips share them."""
+        _, count = chips_of(self.topology)
+        if self.shard_weights or self.places[DATA] == count:
+            return None
+        return dataclasses.replace(self, shard_weights=True)
 
     def smallest(self) -> str | None:
         """The smallest slice of the same chips on which one video fits, by formula."""
         chip, _ = chips_of(self.topology)
         for shape in SHAPES[chip]:
             smaller = dataclasses.replace(self, topology=f"{chip}:{shape}", mesh=None)
+            if smaller.places[DATA] == chips_of(smaller.topology)[1]:
+                # No two chips make the same video.
+                smaller = dataclasses.replace(smaller, shard_weights=False)
             if smaller.by_formula().headroom >= 0:
                 return smaller.topology
         return None
 
     def _plan(self, planner: Callable[..., Plan], mesh_of: Callable[..., Any]) -> Plan:
-        chip, count = chips_of(self.topology)
-        if self.mesh:
-            sizes = parse_mesh(self.mesh)
-        else:
-            rows, columns = self.config.token_grid(*self.latent_size)
-            tokens = self.rollout.frames_per_chunk * rows * columns
-            sizes = mesh_for_one_video(self.config.num_heads, tokens, count)
-        layout = Layout(mesh_of(**sizes), self.shard_weights)
+        chip, _ = chips_of(self.topology)
+        layout = Layout(mesh_of(**self.places), self.shard_weights)
         rollout = Rollout(self.config, self.rollout, self.policy, layout)
         return planner(rollout, layout.size(DATA), self.latent_size, CHIPS[chip], self.dtype)
-
-    def _abstract_mesh(self, data: int = 1, heads: int = 1, sequence: int = 1) -> AbstractMesh:
-        _, count = chips_of(self.topology)
-        if data * heads * sequence != count:
-            raise ValueError(
-                f"mesh {self.mesh!r} has not {count} places, as many as {self.topology} has chips"
-            )
-        return AbstractMesh((data, sequence, heads), (DATA, SEQUENCE, HEADS))

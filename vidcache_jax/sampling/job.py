@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
-from vidcache_jax.checkpoint import CheckpointError
-from vidcache_jax.models import wan_dit
 from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.batch import generate_batch, own_videos
 from vidcache_jax.sampling.output_file import slug, write_text
+from vidcache_jax.sampling.possible import check_possible
+from vidcache_jax.sampling.prompts import embed_all
 from vidcache_jax.sampling.rollout import Rollout
-from vidcache_jax.sampling.session import chunks_for, embed
+from vidcache_jax.sampling.session import chunks_for, pad_text
 from vidcache_jax.sampling.writer import VideoWriter
 from vidcache_jax.sharding import DATA
 
@@ -131,7 +131,7 @@ def run_job(
       CheckpointError: the text encoder is damaged. OSError: a video cannot be written.
       jax.errors.JaxRuntimeError: another process is lost, or the chips have too little memory.
     """
-    readable = _readable(job, todo, on_failure)
+    readable = _readable(job, list(todo), on_failure)
     while batch := list(itertools.islice(readable, job.rollout.layout.size(DATA))):
         _make(job, batch, on_chunk)
 
@@ -153,17 +153,15 @@ def read_prompt_file(path: Path) -> tuple[str, ...]:
 
 
 def _readable(
-    job: Job, todo: Iterable[int], on_failure: Callable[[Failure], None]
+    job: Job, todo: Sequence[int], on_failure: Callable[[Failure], None]
 ) -> Iterator[Prompt]:
+    texts = embed_all(job.model, [job.prompts[number] for number in todo])
     for number in todo:
-        try:
-            text = embed(job.model, job.prompts[number])
-        except CheckpointError:
-            raise
-        except ValueError as error:
-            on_failure(Failure(number, str(error)))
+        text = texts[job.prompts[number]]
+        if isinstance(text, ValueError):
+            on_failure(Failure(number, str(text)))
         else:
-            yield number, text
+            yield number, pad_text(job.model, text)
 
 
 def _make(job: Job, batch: list[Prompt], on_chunk: Callable[[int], None]) -> None:
@@ -214,14 +212,8 @@ def _whole_video(job: Job, number: int) -> Iterator[VideoWriter]:
 def _check_possible(job: Job) -> None:
     rollout, model = job.rollout, job.model
     rollout.policy.check_model(lambda: fingerprint(model.params))
-    rollout.check_length(job.num_chunks * model.rollout.frames_per_chunk)
-    dtype = wan_dit.param_dtype(model.params)
-    size = rollout.layout.size(DATA)
-    try:
-        jax.eval_shape(lambda: jax.tree.leaves(rollout.empty(size, model.latent_size, dtype)))
-    except ValueError as error:
-        # Without the note on its own frames that JAX adds to errors of what it traces.
-        raise ValueError(str(error)) from error
+    num_frames = job.num_chunks * model.rollout.frames_per_chunk
+    check_possible(model, rollout, rollout.layout.size(DATA), num_frames)
 
 
 def _check_same_everywhere(job: Job) -> None:

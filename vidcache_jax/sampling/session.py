@@ -4,7 +4,7 @@ import bisect
 import collections
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -95,10 +95,21 @@ def chunks_for(seconds: float, model: VideoModel, chunks_made: int = 0) -> int:
     Raises:
       ValueError: seconds is not a positive number.
     """
+    pixels = lambda chunks: model.codec.num_pixel_frames(chunks * model.rollout.frames_per_chunk)
+    return chunks_in(seconds, model.frames_per_second, pixels, chunks_made)
+
+
+def chunks_in(
+    seconds: float, frames_per_second: float, pixels: Callable[[int], int], chunks_made: int = 0
+) -> int:
+    """`chunks_for` a model of which ``pixels`` says how many frames so many chunks have.
+
+    Raises:
+      ValueError: seconds is not a positive number.
+    """
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"seconds={seconds} must be a positive number of seconds")
-    frames = math.ceil(round(seconds * model.frames_per_second, 6))
-    pixels = lambda chunks: model.codec.num_pixel_frames(chunks * model.rollout.frames_per_chunk)
+    frames = math.ceil(round(seconds * frames_per_second, 6))
     # The first chunk of some codecs has fewer frames than the others.
     more = lambda chunks: pixels(chunks_made + chunks) - pixels(chunks_made)
     return bisect.bisect_left(range(1, 2**31), frames, key=more) + 1
@@ -117,7 +128,12 @@ def embed(model: VideoModel, prompt: str) -> Float[np.ndarray, "Tt text_dim"]:
     Raises:
       ValueError: the prompt cannot be read.
     """
-    text = np.asarray(model.embed_text(prompt), np.float32)
+    return pad_text(model, model.embed_text(prompt))
+
+
+def pad_text(model: VideoModel, embeddings: Any) -> Float[np.ndarray, "Tt text_dim"]:
+    """A prompt's embeddings as `embed` gives them."""
+    text = np.asarray(embeddings, np.float32)
     return np.pad(text, ((0, max(0, model.config.text_len - len(text))), (0, 0)))
 
 
