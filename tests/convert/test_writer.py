@@ -28,7 +28,9 @@ from checkpoints_convert import (
 )
 from checkpoints_convert.stacks import LazyLeaf
 from tests.convert.checkpoints import CASE, save_pt, tensors, wan_folder
-from vidcache_jax.checkpoint import read_info, restore_params
+from vidcache_jax.checkpoint import read_info, reader, restore_params
+from vidcache_jax.checkpoint.paths import by_path
+from vidcache_jax.checkpoint.reader import read_part
 from vidcache_jax.models.wan_dit import abstract_params
 from vidcache_jax.testing import same_bits
 
@@ -75,8 +77,16 @@ def test_loaded_in_another_dtype(folder, dtype):
     assert_same(params, jax.tree.map(lambda leaf: leaf.astype(dtype), CASE.params))
 
 
-def test_loaded_sharded(folder):
-    """Each of eight devices holds its own part, and together they are the parameters."""
+def test_loaded_sharded(folder, monkeypatch):
+    """Each of eight devices reads and holds its own part; together they are the parameters."""
+    read: dict[str, list[int]] = {}
+
+    def counting(folder, name, array, part=...):
+        values = read_part(folder, name, array, part)
+        read.setdefault(name, []).append(values.size)
+        return values
+
+    monkeypatch.setattr(reader, "read_part", counting)
     mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec
 
@@ -88,6 +98,11 @@ def test_loaded_sharded(folder):
     shardings = jax.tree.map(sharding, abstract_params(CONFIG))
     params, _, _ = load_checkpoint(folder, sharding=shardings)
     assert_same(params, CASE.params)
+    # Of what is divided nobody reads the whole, nor anything twice: a process with one of the
+    # devices reads an eighth.
+    divided = by_path(jax.tree.map(lambda one: not one.is_fully_replicated, shardings))
+    for name, leaf in by_path(params).items():
+        assert read[name] == ([leaf.size // 8] * 8 if divided[name] else [leaf.size]), name
     kernel = params["blocks"]["self_attn"]["q"]["kernel"]
     assert kernel.sharding == shardings["blocks"]["self_attn"]["q"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 24)}

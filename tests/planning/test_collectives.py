@@ -48,3 +48,17 @@ def test_loops_are_counted_by_their_trips():
     times = [c.times for c in collectives(hlo(nested, (8, 12)))]
     # There and back, once a turn of the outer loop; the inner one stays where it is.
     assert sorted(times) == [5, 5]
+
+
+def test_of_an_asynchronous_start_the_result_counts():
+    """As TPU programs have them; the CPU backend has none."""
+    text = """
+ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
+  %x = bf16[4,8] parameter(0)
+  %there = (bf16[4,8], bf16[4,8], u32[], u32[]) collective-permute-start(%x), channel_id=1
+  %all = (bf16[4,8], bf16[4,16]) all-gather-start(%x), channel_id=2
+}
+"""
+    assert collectives(text) == [
+        Collective("collective-permute", 4 * 8 * 2, 1), Collective("all-gather", 4 * 16 * 2, 1)
+    ]  # fmt: skip

@@ -3,7 +3,6 @@
 import functools
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -190,8 +189,8 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(tmp_path, capsys, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
 
 
-def start_processes(*fates: str) -> list[subprocess.Popen[str]]:
-    """One job in several processes of one device each, which divide the heads."""
+def start_processes(mesh: str, *fates: str) -> list[subprocess.Popen[str]]:
+    """One job in several processes of one device each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -201,7 +200,7 @@ def start_processes(*fates: str) -> list[subprocess.Popen[str]]:
     return [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, fate, "generate", *small, "--prompts", "prompts.txt",
-             "--mesh", f"heads={len(fates)}", "--distributed",
+             "--mesh", mesh, "--distributed",
              "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(len(fates)),
              "--process-id", str(number)],
             stderr=subprocess.PIPE, text=True, env=environment,
@@ -210,34 +209,34 @@ def start_processes(*fates: str) -> list[subprocess.Popen[str]]:
     ]  # fmt: skip
 
 
-def test_two_processes_one_of_which_is_killed(tmp_path):
-    """The other says so and ends, what is finished stays, and the same command goes on."""
-    prompts = (PROMPTS[0], PROMPTS[2], PROMPTS[3])
-    assert run(tmp_path, prompts=prompts) == 1
-    expected = videos_in(tmp_path / "videos")
-    shutil.rmtree(tmp_path / "videos")
+def test_several_processes_one_of_which_is_killed(tmp_path):
+    """The other says so and ends, what is finished stays, and the same command goes on.
 
-    survivor, victim = start_processes("whole", "killed")
+    First two processes divide the heads, then four divide videos and heads. This one, with eight
+    devices, makes the same files, byte for byte.
+    """
+    prompts = (PROMPTS[0], PROMPTS[2], PROMPTS[3], PROMPTS[1])
+    assert run(tmp_path, "--out", "alone", prompts=prompts) == 1
+    survivor, victim = start_processes("heads=2", "whole", "killed")
     _, printed = victim.communicate(timeout=240)
     assert victim.returncode == -signal.SIGKILL, printed
     _, printed = survivor.communicate(timeout=60)
     assert survivor.returncode == 3, printed
     printed = " ".join(printed.split())
     assert "process 0 of 2 cannot go on" in printed and "start the same command again" in printed
-    first, second = expected
-    assert videos_in(tmp_path / "videos").keys() == {first}
-    assert not list((tmp_path / "videos").glob(".*"))
-    before = (tmp_path / "videos" / first).stat().st_mtime_ns
+    folder, first = tmp_path / "videos", "0000-a-red-circle-bounces.mp4"
+    assert {path.name for path in folder.iterdir()} == {SETTINGS, first}
+    before = (folder / first).stat().st_mtime_ns
 
-    for number, process in enumerate(start_processes("whole", "whole")):
+    for number, process in enumerate(start_processes("data=2,heads=2", *["whole"] * 4)):
         _, printed = process.communicate(timeout=240)
         assert process.returncode == 1, printed
-        assert ("2 of 3 videos are to be made" in printed) == (number == 0)
-    assert (tmp_path / "videos" / first).stat().st_mtime_ns == before
-    made = videos_in(tmp_path / "videos")
-    for name in (first, second):
-        # Heads are divided otherwise here.
-        assert abs(made[name].astype(int) - expected[name]).mean() < 0.1
+        assert ("3 of 4 videos are to be made" in printed) == (number == 0)
+    assert (folder / first).stat().st_mtime_ns == before
+
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(made) == 1 + 3
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
 
 
 @pytest.mark.parametrize(

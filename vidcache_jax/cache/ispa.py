@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float
 
 from vidcache_jax.array_typing import FrameNumber
@@ -281,7 +282,7 @@ class ISPA(CachePolicy):
 
     def _absorb(self, statistics: StreamStatistics, kernels: Float[Array, "L D D"]) -> Absorption:
         """Chooses layers and solves for their dW; releases ``statistics``."""
-        full, lost = map(np.asarray, absorption.energies(statistics, kernels))
+        full, lost = map(_of_all_videos, absorption.energies(statistics, kernels))
         if np.any(full == 0):
             raise ValueError(
                 f"warmup_frames={self.warmup_frames} had no chunk of which attention is gathered "
@@ -302,7 +303,7 @@ class ISPA(CachePolicy):
                 self.ridge, self.mu0, self.rank,
             )  # fmt: skip
             own = lambda of_all: np.take_along_axis(of_all, layers, axis=0)
-            left = (own(lost) - np.asarray(gain)) / own(full)
+            left = (own(lost) - _of_all_videos(gain)) / own(full)
             if np.any(np.isfinite(own(before)) & ~np.isfinite(left)):
                 raise ValueError(
                     f"mu0={self.mu0} is too small to solve for dW in float32: raise it"
@@ -342,6 +343,13 @@ class ISPA(CachePolicy):
                 return absorption.smallest(residuals, self.count(num_layers))
         scores = np.broadcast_to(scores[:, None], residuals.shape).astype(np.float32)
         return absorption.smallest(scores, self.count(num_layers))
+
+
+def _of_all_videos(numbers: Float[Array, "R B"]) -> Float[np.ndarray, "R B"]:
+    """On the host of every process, also those of videos that other processes make."""
+    if numbers.is_fully_addressable:
+        return np.asarray(numbers)
+    return np.asarray(multihost_utils.process_allgather(numbers, tiled=True))
 
 
 def _first_frames(base: Base, frames_made: int) -> int:

@@ -10,6 +10,7 @@ from vidcache_jax.planning.chips import Chip
 from vidcache_jax.planning.collectives import Collective
 from vidcache_jax.planning.inputs import ChunkInputs, chunk_inputs, nbytes_on_a_chip
 from vidcache_jax.planning.plan import Plan, plan_of
+from vidcache_jax.planning.warm_up import warm_up_temporaries, warm_up_traffic
 from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sharding import DATA, HEADS, MODEL_AXES, SEQUENCE
 
@@ -40,7 +41,7 @@ def analytic_plan(
 def chunk_traffic(
     rollout: Rollout, tokens: int, inputs: ChunkInputs, dtype: Any
 ) -> tuple[Collective, ...]:
-    """Collectives of a chip in a chunk, those of ``sharding`` (its module docstring).
+    """Collectives of a chip in a chunk, those of ``sharding`` (its module docstring) and `warm_up`.
 
     Args:
       tokens: of a chunk, of all videos of a place on ``data``.
@@ -58,7 +59,7 @@ def chunk_traffic(
         for leaf in jax.tree.leaves(inputs.params)
         if not leaf.sharding.is_fully_replicated
     ]
-    return tuple(found)
+    return (*found, *warm_up_traffic(rollout, tokens, inputs, dtype))
 
 
 def chunk_temporaries(rollout: Rollout, tokens: int, inputs: ChunkInputs, dtype: Any) -> int:
@@ -67,7 +68,7 @@ def chunk_temporaries(rollout: Rollout, tokens: int, inputs: ChunkInputs, dtype:
     With t tokens on a chip (t' of a head group), d the width and f that of the feed-forward, b
     bytes a number and 4 in float32: residual and norm 8 t d, feed-forward 2 b t f, the four
     of q, k, v and their result 4 (b + 4) t' d / heads; and the rotated copy of the cached keys of
-    all layers (`cache.working_copy`).
+    all layers (`cache.working_copy`); and what ISPA's warm-up takes.
     """
     config, layout = rollout.config, rollout.layout
     size = jnp.dtype(dtype).itemsize
@@ -81,6 +82,7 @@ def chunk_temporaries(rollout: Rollout, tokens: int, inputs: ChunkInputs, dtype:
         + 2 * size * own * config.ffn_dim
         + 4 * (size + 4) * heads * config.dim
         + keys
+        + warm_up_temporaries(rollout, inputs)
     )
 
 

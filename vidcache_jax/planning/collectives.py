@@ -43,8 +43,11 @@ def collectives(hlo: str) -> list[Collective]:
             channels.add(channel and channel[1])
             result, kind, start = match.groups()
             shapes = _SHAPE.findall(result)
-            if start and result.startswith("(") and len(shapes) > 1:
-                # An asynchronous start gives (operand, result, ...).
+            if start and kind == "collective-permute":
+                # (operand, result), on TPUs with two numbers of its own behind them.
+                shapes = shapes[1:2]
+            elif start and result.startswith("(") and len(shapes) > 1:
+                # An asynchronous start gives (operands, results).
                 shapes = shapes[len(shapes) // 2 :]
             found.append(Collective(kind, _nbytes(shapes), times))
     return found

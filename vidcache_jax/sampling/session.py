@@ -35,7 +35,7 @@ def make_chunk(
     text_kv: wan_dit.TextKV,
     keys: Key[Array, " B"],
     index: Int[Array, ""],
-) -> tuple[RolloutState, Latents, Float[Array, ""]]:
+) -> tuple[RolloutState, Latents, Float[Array, ""] | None]:
     """The one program of a chunk: noise, denoise passes, commit pass.
 
     Args:
@@ -44,7 +44,8 @@ def make_chunk(
       index: number of the chunk in the videos, from 0; says which noise it gets.
 
     Returns:
-      The next state, the chunk's latents, and the share of the cache that holds visible tokens.
+      The next state, the chunk's latents, and the share of the cache that holds visible tokens;
+      None on a mesh, where nobody shows it and chips would have to exchange theirs.
     """
     start = state.next_frame
     num_frames = rollout.rollout.frames_per_chunk
@@ -52,7 +53,9 @@ def make_chunk(
     draw = lambda key: chunk_noise(key, index, steps, latent_shape)
     noise, renoise = jax.vmap(draw, out_axes=(0, 1))(keys)
     state, chunk = rollout.step(params, state, text_kv, noise, renoise)
-    return state, chunk.latents, rollout.policy.fill(state.cache, start, num_frames)
+    is_alone = rollout.layout.mesh is None
+    fill = rollout.policy.fill(state.cache, start, num_frames) if is_alone else None
+    return state, chunk.latents, fill
 
 
 commit_chunk = jax.jit(Rollout.commit, static_argnums=0, donate_argnums=2)
