@@ -32,7 +32,6 @@ class WorkingCopy:
 
 def working_copy(read: Callable[[LayerCache], CacheView], cache: StackedCache) -> WorkingCopy:
     """What ``read`` shows of each layer, rotated."""
-
     view = jax.vmap(read)(cache)
     k = rotate_stack(view.k, view.position)
     return WorkingCopy(k, view.v, view.visible, view.query_position)
