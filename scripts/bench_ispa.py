@@ -190,7 +190,9 @@ def memory(field: str) -> int:
 
 
 def reset_peak() -> None:
-    # What was freed goes back first, or it would count as used.
+    # A program's results are there a moment before its threads have freed what it used; and what
+    # was freed goes back first, or it would count as used.
+    time.sleep(0.1)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 

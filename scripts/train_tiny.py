@@ -121,7 +121,7 @@ def codec_stage(export_dir: Path) -> Stage:
         return jnp.mean(jnp.sqrt(error**2 + 1e-4)) + jnp.mean(error**2) + 0.02 * pull
 
     def finish(params: Any, args: Args) -> None:
-        frames = draw(jax.random.key(args.seed + 1), 64)
+        frames = jax.jit(draw, static_argnums=1)(jax.random.key(args.seed + 1), 64)
         raw = jax.jit(lambda x: apply(codec.encoder, params["encoder"], x))(frames)
         moments = {
             "latent_mean": jnp.mean(raw, axis=(0, 1, 2)),

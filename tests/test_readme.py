@@ -174,7 +174,7 @@ def test_bench_machine_command_in_small(tmp_path):
     row = rf"│ sliding-window:.*│ 6 +│ {1e3 * chunk['seconds']:.2f} ms │ .*│ {share:.0%} +│ .*"
     assert re.search(row + re.escape(f"│ {overhead:+.1%}"), printed), printed
     assert [each["frames"] for each in found["attention"]] == ["3", "6", "1 to 6"]
-    assert found["left_out"].keys() == {"tpu", "gpu"}
+    assert found["left_out"].keys() == {"tpu", "gpu", "hopper"}
     assert found["others"]["first_chunk"] > found["others"]["decode"] > 0
 
 

@@ -28,6 +28,7 @@ def test_copies_of_a_whole_buffer_are_listed(line):
         "%copy.1 = f32[1,1,2,30]{3,2,1,0} copy(%p)",
         "%copy.2 = s32[4,5]{1,0} copy(%p)",
         "%copy.3 = s32[] copy(%p)",
+        "%copy.5 = s32[4,60]{1,0} copy(%p)",
         "%copy.4 = f32[4,1,2,30]{3,2,1,0} dynamic-update-slice(%p, %copy.9, %i)",
         "%add = f32[4,1,2,30]{3,2,1,0} add(%copy.5, %copy)",
         "%done = f32[4,1,2,30]{3,2,1,0} copy-done(%c)",
