@@ -13,17 +13,19 @@ import pytest
 from vidcache_jax.commands.signs_of_life import GONE, watch
 
 ROOT = Path(__file__).parents[2]
-# The one that is left waits for the other, within a collective.
+# The one that is left waits for the other within a collective, or has work of its own.
 PROCESS = """
-import os, signal, sys
+import os, signal, sys, time
 from jax.experimental import multihost_utils
 from vidcache_jax.commands.processes import join_processes
 
-port, own, stopped = sys.argv[1:]
+port, own, stopped, fate = sys.argv[1:]
 join_processes(f"127.0.0.1:{port}", 2, int(own), silent_seconds=3)
 multihost_utils.sync_global_devices("both are there")
 if own == stopped:
-    os.kill(os.getpid(), signal.SIGSTOP)
+    os.kill(os.getpid(), signal.Signals[fate])
+if fate == "SIGKILL":
+    time.sleep(50)
 multihost_utils.sync_global_devices("never")
 """
 
@@ -58,15 +60,23 @@ def test_who_has_left_is_not_missed_and_who_is_silent_is():
     leave()
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_stopped_process_ends_the_other(stopped):
+@pytest.mark.parametrize(
+    ("stopped", "fate", "reason"),
+    [
+        (0, "SIGSTOP", "no sign of life of process 0 for 3 seconds"),
+        (1, "SIGSTOP", "no sign of life of process 1 for 3 seconds"),
+        # Through which all are connected: JAX aborts.
+        (0, "SIGKILL", "JAX gave up"),
+    ],
+)
+def test_a_lost_process_ends_the_other(stopped, fate, reason):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(port), str(own), str(stopped)],
+            [sys.executable, "-c", PROCESS, str(port), str(own), str(stopped), fate],
             stderr=subprocess.PIPE, text=True, env=environment,
         )
         for own in range(2)
@@ -74,13 +84,11 @@ def test_a_stopped_process_ends_the_other(stopped):
     survivor, victim = processes[1 - stopped], processes[stopped]
     try:
         _, printed = survivor.communicate(timeout=60)
-        assert victim.poll() is None
+        assert fate == "SIGKILL" or victim.poll() is None
     finally:
         for process in processes:
             process.send_signal(signal.SIGKILL)
         victim.communicate()
     assert survivor.returncode == 3, printed
-    assert (
-        f"process {1 - stopped} of 2 cannot go on: no sign of life of process {stopped}" in printed
-    )
+    assert f"process {1 - stopped} of 2 cannot go on: {reason}" in printed
     assert "start the same command again" in printed

@@ -1,8 +1,10 @@
 """Several processes that run one job together: how they meet, and how they part."""
 
 import atexit
+import ctypes
 import functools
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -28,8 +30,8 @@ def join_processes(
     From then on this process ends with status 3, whatever it is waiting for, if another is silent
     for ``silent_seconds``: its host hangs, or is cut off.
 
-    If process 0 dies, to which all are connected, JAX may abort this one at once (status 134): it
-    has no way to be told what to do instead.
+    If process 0 dies, to which all are connected, JAX aborts this one at once and cannot be told
+    what to do instead: its stack trace comes first, and then the message and status 3 as well.
 
     Args: what cannot be found in the environment, as it can on TPU pods and under Slurm.
 
@@ -57,6 +59,21 @@ def join_processes(
         leave = watch(joined.client, own, count, told, limit=silent_seconds)
         # Before JAX leaves, which waits for the others.
         atexit.register(leave)
+        _on_abort(own, count)
+
+
+def _on_abort(own: int, count: int) -> None:
+    """Lets an abort by JAX's own threads end like any other loss of a process."""
+
+    def tell(_: int) -> None:
+        print(f"vidcache: {_cannot_go_on(own, count, 'JAX gave up')}", file=sys.stderr)
+        leave_processes(3)
+
+    # In C, for a handler of Python's would wait for the main thread, and the abort does not.
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(tell)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+    # C keeps no reference to it; what is registered here lives as long as the process.
+    atexit.register(lambda: handler)
 
 
 def loss_of(error: Exception) -> str:
