@@ -84,7 +84,7 @@ def test_command_makes_its_files(tmp_path, name, files):
 @pytest.mark.slow
 def test_compare_command_in_small(tmp_path):
     """The documented command, shortened to a second; then what else is said of its folder."""
-    run(f"{blocks()['compare-command'].strip()} --seconds 1", tmp_path)
+    run(f"{blocks()['compare-command'].strip()} --seconds 1", tmp_path, **HASTY)
     out = tmp_path / "comparison"
     assert "6 of 6 videos are finished" in (out / "report.html").read_text()
     assert len(list((out / "videos").glob("*.mp4"))) == 2
@@ -192,7 +192,7 @@ def test_profile_command_runs_in_small(tmp_path):
     """Both documented lines, on two prompts and few chunks."""
     profile, generate = blocks()["profile-command"].strip().splitlines()
     (tmp_path / "prompts.txt").write_text("a red circle bounces\na blue square drifts left\n")
-    run(f"{profile} --prompts prompts.txt --num-chunks 4 --sampled-chunks 1", tmp_path)
+    run(f"{profile} --prompts prompts.txt --num-chunks 4 --sampled-chunks 1", tmp_path, **HASTY)
     assert (tmp_path / "heads.png").stat().st_size > 0
     run(f"{generate} --seconds 1", tmp_path)
     assert (tmp_path / "video.mp4").stat().st_size > 0
@@ -272,7 +272,7 @@ def test_pipeline_command(tmp_path):
     command = blocks()["pipeline-command"]
     small = command.replace("--checkpoint", "--height 16 --width 24 --seconds 0.3 --checkpoint")
     assert small.count("--seconds 0.3") == 2
-    printed = run(small, tmp_path)
+    printed = run(small, tmp_path, **HASTY)
     assert "tensors are bit for bit those of the source" in printed
     for name, frames in (("fox.mp4", 5), ("on.mp4", 5 + 6)):
         with av.open(str(tmp_path / name)) as container:
