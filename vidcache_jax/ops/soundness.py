@@ -4,8 +4,11 @@ import functools
 import warnings
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 
 def is_sound(
@@ -23,8 +26,8 @@ def is_sound(
     Args:
       what: the operation, and `name` its implementation, for the warning that comes with False.
       platform: where the kernel runs, in JAX's words.
-      reason_against: what is wrong with the kernel in a ``case``, found by running it; None if
-        nothing is.
+      reason_against: what is wrong with the kernel in a ``case``, found by running it, which may
+        fail; None if nothing is.
     """
     if platform != platform_here():
         return True
@@ -38,7 +41,7 @@ def _is_sound(
     del device_kind  # of the answer's key alone
     # In a thread of its own nothing is being traced, and no mesh is in use.
     with ThreadPoolExecutor(1) as thread:
-        reason = thread.submit(reason_against, *case).result()
+        reason = thread.submit(attempt, functools.partial(reason_against, *case)).result()
     if reason is not None:
         warn(what, name, reason)
     return reason is None
@@ -61,3 +64,17 @@ def attempt(disagreement: Callable[[], str | None]) -> str | None:
         return disagreement()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def disagreement(what: str, actual: Array, expected: Array, dtype: Any) -> str | None:
+    """Whether numbers differ by more than 4 units of ``dtype``'s precision, or 1e-5; and how.
+
+    Relative to the largest that is expected.
+    """
+    actual, expected = actual.astype(jnp.float32), expected.astype(jnp.float32)
+    error = float(jnp.max(jnp.abs(actual - expected)) / jnp.max(jnp.abs(expected)))
+    limit = max(4 * float(jnp.finfo(dtype).eps), 1e-5)
+    # NaN is not.
+    return (
+        None if error <= limit else f"it disagrees in {what} by {error:.2g}, more than {limit:.2g}"
+    )

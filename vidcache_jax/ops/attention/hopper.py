@@ -180,11 +180,11 @@ def _kernel(r: SimpleNamespace, parts: int) -> None:
     """
     group, part = lax.axis_index("warpgroup"), lax.axis_index("part")
     video = lax.axis_index("video")
-    row = (video if r.count.shape[0] > 1 else 0,)
-    head = lax.axis_index("head")
-    if r.count.shape[1] > 1:
-        head = r.order[(*row, head)]
-    row = (*row, head if r.count.shape[1] > 1 else 0)
+    # Videos and heads may share a row of the tables.
+    videos, heads = r.count.shape
+    table, head = video if videos > 1 else 0, lax.axis_index("head")
+    head = r.order[table, head] if heads > 1 else head
+    row = table, head if heads > 1 else 0
     count = r.count[row]
     first, last = (lax.div(count * each, jnp.int32(parts)) for each in (part, part + 1))
     where = SimpleNamespace(video=video, head=head, part=part, row=row, first=first, last=last)

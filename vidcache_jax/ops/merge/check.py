@@ -16,12 +16,8 @@ def is_sound(name: str, implementation: Implementation, horizon: int) -> bool:
     the same ones as "xla", and agrees in their cosines to 1e-5.
     """
     return soundness.is_sound(
-        "routing", name, implementation.platform, _reason_against, implementation, horizon
+        "routing", name, implementation.platform, _disagreement, implementation, horizon
     )
-
-
-def _reason_against(chosen: Implementation, horizon: int) -> str | None:
-    return soundness.attempt(lambda: _disagreement(chosen, horizon))
 
 
 def _disagreement(chosen: Implementation, horizon: int) -> str | None:
