@@ -2,7 +2,6 @@
 
 import glob
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from vidcache_jax.lab.comparison import Comparison, Run, digest
 from vidcache_jax.lab.failures import Failure
 from vidcache_jax.lab.figures import finished, write_tables
 from vidcache_jax.lab.runs import is_finished, run_folder
-from vidcache_jax.sampling.output_file import slug, write_text
+from vidcache_jax.sampling.output_file import folder_aside, slug, write_text
 
 
 def write_outputs(
@@ -74,15 +73,10 @@ def _video(runs: Sequence[Run], comparison: Comparison, folder: Path) -> None:
         fps = comparison.model.frames_per_second
         # Aside: a writer publishes what it has when it is interrupted, and this would be taken
         # for the whole.
-        aside = path.with_name(f".{path.name}.partial")
-        # Of an earlier process that was killed.
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        try:
+        path.parent.mkdir(exist_ok=True)
+        with folder_aside(path) as aside:
             side_by_side.write_video(videos, aside / path.name, fps=fps, title=runs[0].prompt)
             os.replace(aside / path.name, path)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     _remove_others(runs, path)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from vidcache_jax.metrics.table import gauges
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.planning.memory import check_memory, memory_accounted
 from vidcache_jax.sampling.contact_sheet import ContactSheet
+from vidcache_jax.sampling.output_file import folder_aside
 from vidcache_jax.sampling.prompts import embed_all, with_texts
 from vidcache_jax.sampling.rollout import Rollout
 from vidcache_jax.sampling.session import Session, chunks_for
@@ -88,17 +88,11 @@ def _make(run: Run, comparison: Comparison, folder: Path, on_chunk: Callable[[Ru
     rollout = Rollout(model.config, model.rollout, run.policy)
     check_memory(model, rollout, 1)
     final = run_folder(run, folder)
-    partial = final.with_name(f".{final.name}.partial")
-    # Of an earlier process that was killed.
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with folder_aside(final) as partial:
         with memory_accounted(model, rollout, 1):
             _measure(run, comparison, partial, on_chunk).write(partial)
         partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _measure(

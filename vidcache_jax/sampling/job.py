@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from jaxtyping import Float
 from vidcache_jax.models.fingerprint import fingerprint
 from vidcache_jax.models.video_model import VideoModel
 from vidcache_jax.sampling.batch import generate_batch, own_videos
-from vidcache_jax.sampling.output_file import slug, write_text
+from vidcache_jax.sampling.output_file import folder_aside, slug, write_text
 from vidcache_jax.sampling.possible import check_possible
 from vidcache_jax.sampling.prompts import embed_all
 from vidcache_jax.sampling.rollout import Rollout
@@ -191,11 +190,7 @@ def _make(job: Job, batch: list[Prompt], on_chunk: Callable[[int], None]) -> Non
 def _whole_video(job: Job, number: int) -> Iterator[VideoWriter]:
     """Writes a video aside and moves it to its name when it is whole, and only then."""
     final = job.path(number)
-    aside = final.with_name(f".{final.name}.partial")
-    # Of an earlier process that was killed.
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
+    with folder_aside(final) as aside:
         with VideoWriter(
             aside / final.name,
             fps=job.model.frames_per_second,
@@ -205,8 +200,6 @@ def _whole_video(job: Job, number: int) -> Iterator[VideoWriter]:
         ) as video:
             yield video
         os.replace(video.path, final)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_possible(job: Job) -> None:

@@ -1,8 +1,11 @@
 """Where a video or picture goes: checked before any work, written aside, moved when whole."""
 
+import contextlib
 import itertools
 import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 # Enough to notice a full disk before an hour of sampling rather than after it.
@@ -85,6 +88,21 @@ def write_text(path: Path, text: str) -> None:
         discard(partial)
         raise cannot_write(path, error) from error
     publish(partial, path)
+
+
+@contextlib.contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path``, to make it in and move it from when it is whole.
+
+    Whatever happens nothing of the folder stays, also of an earlier process that was killed.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def slug(text: str, length: int = 40) -> str:
